@@ -1,0 +1,47 @@
+"""Dataset distillation for PyTorch Lightning."""
+
+from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter, TrajectorySelectionCallback
+from dd_lightning.data import (
+    CIFAR10DataModule,
+    CIFAR100DataModule,
+    DatasetDataModule,
+    DigitsDataModule,
+    DistillationDataModule,
+    FashionMNISTDataModule,
+    ImageFolderDataModule,
+    MNISTDataModule,
+    SVHNDataModule,
+)
+from dd_lightning.evaluation import EvaluationRecipe, evaluate_synthetic_set
+from dd_lightning.formats import load_synthetic, save_synthetic
+from dd_lightning.functional.errors import InputError
+from dd_lightning.module import DistillationModule
+from dd_lightning.objectives import TrajectoryMatching
+from dd_lightning.pools import TrajectoryPool
+from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.version import __version__
+
+__all__ = [
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DatasetDataModule",
+    "DigitsDataModule",
+    "DistillationDataModule",
+    "DistillationModule",
+    "EvalCallback",
+    "EvaluationRecipe",
+    "ExpertRecipe",
+    "FashionMNISTDataModule",
+    "ImageFolderDataModule",
+    "InputError",
+    "MNISTDataModule",
+    "SVHNDataModule",
+    "SyntheticSetWriter",
+    "TrajectoryMatching",
+    "TrajectoryPool",
+    "TrajectorySelectionCallback",
+    "__version__",
+    "evaluate_synthetic_set",
+    "load_synthetic",
+    "save_synthetic",
+]

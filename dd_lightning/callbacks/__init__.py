@@ -1,0 +1,7 @@
+"""Lightning callbacks: selection, evaluation, files."""
+
+from dd_lightning.callbacks.evaluation import EvalCallback, EvaluationPoint
+from dd_lightning.callbacks.selection import TrajectorySelectionCallback
+from dd_lightning.callbacks.synthetic_writer import SyntheticSetWriter
+
+__all__ = ["EvalCallback", "EvaluationPoint", "SyntheticSetWriter", "TrajectorySelectionCallback"]

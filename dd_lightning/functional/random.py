@@ -1,6 +1,7 @@
 """Counter-based randomness: every draw is a function of (seed, step, stream, rank)."""
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
 
@@ -29,3 +30,22 @@ def step_generator(
     key = f"{seed}/{step}/{stream}/{rank}".encode()
     mixed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
     return torch.Generator(device=device).manual_seed(mixed)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where a run is, and the only source of its randomness.
+
+    Attributes:
+        seed: The run's seed.
+        step: The distillation step t.
+        rank: Process rank under data parallelism, where each process draws its own.
+    """
+
+    seed: int
+    step: int
+    rank: int = 0
+
+    def generator(self, stream: str) -> torch.Generator:
+        """Return the generator of one named stream at this step, on the host."""
+        return step_generator(self.seed, self.step, stream, self.rank)

@@ -1,0 +1,6 @@
+"""``python -m dd_lightning`` is ``dd-lightning``."""
+
+from dd_lightning.cli import main
+
+if __name__ == "__main__":
+    main()

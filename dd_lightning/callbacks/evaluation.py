@@ -1,0 +1,265 @@
+"""Accuracy-against-step curves of the synthetic set."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.progress import Progress
+from torch import Tensor
+
+from dd_lightning.evaluation import EvaluationResult, evaluate_synthetic_set, get_recipe
+from dd_lightning.formats import write_atomically
+from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.random import step_generator
+from dd_lightning.module import DistillationModule
+from dd_lightning.networks import FunctionalNetwork, network_name
+from dd_lightning.real import RealSet
+from dd_lightning.scalars import log_scalars
+from dd_lightning.synthetic import class_labels, initial_images
+
+
+@dataclass(frozen=True)
+class EvaluationPoint:
+    """One point of an accuracy curve.
+
+    Attributes:
+        step: Distillation step.
+        network: Architecture that was trained.
+        accuracies: Held-out accuracy of each fresh network, in [0, 1].
+        seconds: What the evaluation took.
+    """
+
+    step: int
+    network: str
+    accuracies: tuple[float, ...]
+    seconds: float
+
+    @property
+    def result(self) -> EvaluationResult:
+        """The point's accuracies, with mean and std."""
+        return EvaluationResult(self.accuracies, self.seconds)
+
+
+class EvalCallback(Callback):
+    """Train fresh networks on the synthetic set at step 0, every n steps and the last, and log their accuracy.
+
+    Every point is logged to all loggers at exactly ``global_step``; the raw accuracy of each network is kept, in
+    :attr:`points`, in the checkpoint and in ``evaluation.csv`` beside the logs. The headline is the last step;
+    ``accuracy_best``, the best point so far, is logged under its own name. Training is not disturbed: with another
+    interval, or without the callback, the images are the same, bit for bit.
+
+    Args:
+        every_n_steps: Distance of the points; 100 in the MTT reference.
+        networks: Architectures to train; null is the module's own.
+        num_networks: Fresh networks per architecture and point; 5 in the literature.
+        recipe: Published protocol.
+        epochs: Epochs, if other than the protocol's.
+        split: Held-out data to test on: ``test``, or ``val`` where the data has a ``val_fraction``.
+        compare_random: At the end, evaluate the same number of random real images by the same recipe and learning
+            rate.
+
+    Raises:
+        InputError: If a number is below 1, the recipe is unknown, or there is no such split.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        networks: list[str] | None = None,
+        num_networks: int = 5,
+        recipe: str = "mtt",
+        epochs: int | None = None,
+        split: Literal["test", "val"] = "test",
+        compare_random: bool = True,
+    ) -> None:
+        if every_n_steps < 1 or num_networks < 1:
+            raise InputError(
+                f"evaluation.every_n_steps is {every_n_steps} and num_networks is {num_networks}; both must be >= 1"
+            )
+        self.every_n_steps = every_n_steps
+        self.network_specs = networks
+        self.num_networks = num_networks
+        chosen = get_recipe(recipe)
+        self.recipe = chosen if epochs is None else replace(chosen, epochs=epochs)
+        self.split: Literal["test", "val"] = split
+        self.compare_random = compare_random
+        self.points: list[EvaluationPoint] = []
+        self.random_real: EvaluationPoint | None = None
+        self._networks: list[FunctionalNetwork] = []
+        self._held_out: RealSet | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Build the architectures, and fail before any work if they or the split do not exist."""
+        module = _distillation(pl_module)
+        data = module.datamodule
+        self._held_out = data.held_out(self.split).to(module.device)
+        specs = self.network_specs or [module.network_spec]
+        self._networks = [
+            FunctionalNetwork(spec, data.image_shape, data.num_classes).to(module.device) for spec in specs
+        ]
+        names = [network_name(spec) for spec in specs]
+        if len(set(names)) < len(names):
+            raise InputError(f"evaluation.networks is {names}; each architecture may be named once")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate step 0, or bring the curve of a resumed run into its new logs."""
+        self.points = [point for point in self.points if point.step <= trainer.global_step]
+        for step in sorted({point.step for point in self.points}):
+            self._log(trainer, step)
+        if not self.points:
+            self._evaluate(trainer, _distillation(pl_module))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401  (Lightning's own signature)
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Evaluate every n-th step."""
+        del outputs, batch, batch_idx
+        if trainer.global_step % self.every_n_steps == 0:
+            self._evaluate(trainer, _distillation(pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the last step if it is not a point yet, compare with random real images, log the hparams."""
+        module = _distillation(pl_module)
+        if not any(point.step == trainer.global_step for point in self.points):
+            self._evaluate(trainer, module)
+        if self.compare_random:
+            images = initial_images(
+                module.real, module.ipc, "real", step_generator(module.seed, 0, "random-real")
+            )
+            labels = class_labels(module.datamodule.num_classes, module.ipc).to(images.device)
+            self.random_real = self._train_and_test(
+                trainer, module, self._networks[0], images, labels, "random real images"
+            )
+        self._log_hyperparameters(trainer, module)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds that all evaluations have taken."""
+        points = [*self.points, *([self.random_real] if self.random_real is not None else [])]
+        return sum(point.seconds for point in points)
+
+    def last(self, network: str | None = None) -> EvaluationPoint:
+        """Return the last point of an architecture (of the first one, by default): the headline."""
+        name = network or self._networks[0].name
+        return [point for point in self.points if point.network == name][-1]
+
+    def best(self, network: str | None = None) -> EvaluationPoint:
+        """Return the point of highest mean accuracy; looking at it on the test split is not a result."""
+        name = network or self._networks[0].name
+        return max((p for p in self.points if p.network == name), key=lambda point: point.result.mean)
+
+    def _evaluate(self, trainer: Trainer, module: DistillationModule) -> None:
+        synthetic = module.synthetic_set
+        self.points += [
+            self._train_and_test(
+                trainer, module, network, synthetic.images.detach(), synthetic.targets.detach(), "evaluation"
+            )
+            for network in self._networks
+        ]
+        self._log(trainer, trainer.global_step)
+        if trainer.is_global_zero and trainer.log_dir is not None:
+            write_atomically(Path(trainer.log_dir) / "evaluation.csv", self._csv().encode())
+
+    def _train_and_test(
+        self,
+        trainer: Trainer,
+        module: DistillationModule,
+        network: FunctionalNetwork,
+        images: Tensor,
+        targets: Tensor,
+        what: str,
+    ) -> EvaluationPoint:
+        if self._held_out is None:
+            raise RuntimeError("EvalCallback.on_fit_start has not been called")
+        # Gradients are needed here whatever hook calls, and the global random state is never touched.
+        with torch.inference_mode(False), torch.enable_grad():
+            with _progress(trainer, f"{what}: {self.num_networks} x {network.name}", self.recipe.epochs) as on_epoch:
+                result = evaluate_synthetic_set(
+                    images,
+                    targets,
+                    module.student_lr,
+                    self._held_out,
+                    network,
+                    self.recipe,
+                    self.num_networks,
+                    module.seed,
+                    on_epoch,
+                )
+        return EvaluationPoint(trainer.global_step, network.name, result.accuracies, result.seconds)
+
+    def _log(self, trainer: Trainer, step: int) -> None:
+        values: dict[str, float] = {}
+        for point in (p for p in self.points if p.step == step):
+            so_far = [p.result.mean for p in self.points if p.network == point.network and p.step <= step]
+            values |= {
+                f"eval/{point.network}/accuracy": point.result.mean,
+                f"eval/{point.network}/accuracy_std": point.result.std,
+                f"eval/{point.network}/accuracy_best": max(so_far),
+                f"eval/{point.network}/seconds": point.seconds,
+            }
+        log_scalars(trainer, values, step)
+        # for ModelCheckpoint(monitor=...) and EarlyStopping, which read the Trainer's metrics
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+
+    def _log_hyperparameters(self, trainer: Trainer, module: DistillationModule) -> None:
+        metrics = {f"hp/{network.name}/accuracy_last": self.last(network.name).result.mean for network in self._networks}
+        metrics |= {f"hp/{network.name}/accuracy_best": self.best(network.name).result.mean for network in self._networks}
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.log_hyperparams(module.hyperparameters(), metrics)
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["step", "network", "mean", "std", "seconds", *(f"accuracy_{i}" for i in range(self.num_networks))])
+        for point in self.points:
+            result = point.result
+            writer.writerow([point.step, point.network, result.mean, result.std, point.seconds, *point.accuracies])
+        return text.getvalue()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve."""
+        return {"points": [(p.step, p.network, list(p.accuracies), p.seconds) for p in self.points]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the curve."""
+        self.points = [EvaluationPoint(s, n, tuple(a), t) for s, n, a, t in state_dict["points"]]
+
+
+@contextmanager
+def _progress(trainer: Trainer, title: str, epochs: int) -> Iterator[Callable[[int], None] | None]:
+    """Show a bar while networks train, unless the Trainer's own is off."""
+    if trainer.progress_bar_callback is None or not trainer.is_global_zero:
+        yield None
+        return
+    shown = time.perf_counter()
+    with Progress(transient=True, refresh_per_second=4) as progress:
+        task = progress.add_task(title, total=epochs)
+
+        def on_epoch(done: int) -> None:
+            nonlocal shown
+            if (now := time.perf_counter()) - shown > 0.25:
+                shown = now
+                progress.update(task, completed=done)
+
+        yield on_epoch
+
+
+def _distillation(module: LightningModule) -> DistillationModule:
+    if not isinstance(module, DistillationModule):
+        raise InputError(f"EvalCallback is attached to {type(module).__name__}; it needs a DistillationModule")
+    return module

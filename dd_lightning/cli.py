@@ -1,0 +1,281 @@
+"""The command line: ``dd-lightning fit | experts | evaluate``."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from dd_lightning.callbacks import EvalCallback, EvaluationPoint, SyntheticSetWriter, TrajectorySelectionCallback
+from dd_lightning.colors import color_space_from_tensors
+from dd_lightning.data import DigitsDataModule, DistillationDataModule, datamodule_by_name
+from dd_lightning.evaluation import RECIPES, evaluate_synthetic_set, get_recipe
+from dd_lightning.experts import train_experts
+from dd_lightning.formats import ExpertIdentity, ExpertStore, load_synthetic
+from dd_lightning.functional.errors import InputError
+from dd_lightning.module import DistillationModule
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.real import RealSet
+from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.report import closing_table, evaluation_table, show
+from dd_lightning.runs import check_writable, last_checkpoint
+from dd_lightning.version import __version__
+
+USAGE = """\
+usage: dd-lightning COMMAND [options]
+
+Dataset distillation for PyTorch Lightning.
+
+commands:
+  fit        distil a dataset; trains the experts that are missing, evaluates, writes the run's folder
+  experts    train and store expert trajectories
+  evaluate   train fresh networks on a distilled set and test them on real data
+
+  dd-lightning fit --config configs/quickstart.yaml                 bundled digits, on a CPU, no download
+  dd-lightning fit --config A.yaml --config configs/dynadistill.yaml     any run with DynaDistill on top
+  dd-lightning fit --config A.yaml --ckpt_path last                 go on where the newest run was stopped
+  dd-lightning COMMAND --help                                       every option
+
+dd-lightning --version prints the version.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; bad input is one line on stderr and exit status 1, an unknown option exit status 2.
+
+    Args:
+        args: Command and options; the process's own by default.
+    """
+    argv = list(sys.argv[1:] if args is None else args)
+    command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    try:
+        if command == "fit":
+            fit(rest)
+        elif command == "experts":
+            experts(rest)
+        elif command == "evaluate":
+            evaluate(rest)
+        elif command in ("-h", "--help"):
+            sys.stdout.write(USAGE)
+        elif command == "--version":
+            sys.stdout.write(f"dd-lightning {__version__}\n")
+        else:
+            sys.stderr.write(f"dd-lightning: error: unknown command {command!r}; use fit, experts or evaluate\n")
+            raise SystemExit(2)
+    except (InputError, MisconfigurationException, OSError) as error:
+        line = " ".join(str(error).split())
+        sys.stderr.write(f"dd-lightning: error: {line}\n")
+        raise SystemExit(1) from error
+
+
+class DistillationCLI(LightningCLI):
+    """LightningCLI with optional groups for selection and evaluation, and a folder per run."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Keep ``fit`` alone."""
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the groups that Lightning does not know."""
+        parser.add_argument("--name", type=str, default="run", help="Name of the run: its folder below --runs.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--selection",
+            type=TrajectorySelectionCallback | None,
+            default=None,
+            help="DynaDistill; null is the base method.",
+        )
+        parser.add_argument(
+            "--evaluation", type=EvalCallback | None, default=None, help="Accuracy curves; null evaluates nothing."
+        )
+        parser.add_lightning_class_args(SyntheticSetWriter, "writer")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.every_n_train_steps": 100,
+                "checkpoint.save_top_k": 1,  # without a monitor: the newest one
+                "checkpoint.filename": "{step}",
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments given, whatever the process's own are."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's own lets hyperparameters in the checkpoint override the command line without a word.
+        config = self.config.fit
+        check_writable(Path(config.runs) / config.name)
+        if config.ckpt_path == "last":
+            config.ckpt_path = str(last_checkpoint(Path(config.runs) / config.name))
+        elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+            raise InputError(f"--ckpt_path is {config.ckpt_path!r}, which is no file; give a checkpoint, or 'last'")
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        chosen = [self._get(self.config_init, key) for key in ("selection", "evaluation")]
+        if config.get("logger") in (None, True):
+            # CSV first: it would complain about the folder that TensorBoard's events make.
+            names = {"save_dir": self.config.fit.runs, "name": self.config.fit.name}
+            events = TensorBoardLogger(**names, default_hp_metric=False)
+            config["logger"] = [CSVLogger(**names, version=events.version), events]
+        return super()._instantiate_trainer(config, [*(c for c in chosen if c is not None), *callbacks])
+
+    def before_fit(self) -> None:
+        """Give the writer the resolved configuration, so that the synthetic set carries it."""
+        self._dump_config()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SyntheticSetWriter):
+                callback.config = self.config_dump
+
+    def after_fit(self) -> None:
+        """Print the closing table."""
+        if self.trainer.is_global_zero:
+            evaluation = next((c for c in self.trainer.callbacks if isinstance(c, EvalCallback)), None)  # type: ignore[attr-defined]
+            show(closing_table(self.trainer, self.model, evaluation))
+
+
+def fit(args: Sequence[str]) -> None:
+    """Distil: LightningCLI's ``fit``."""
+    with warnings.catch_warnings():
+        for expected in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=expected)
+        DistillationCLI(
+            DistillationModule,
+            DistillationDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": 1,  # one pass over the step indices
+                "max_steps": 2000,  # the paper's number
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+            parser_kwargs={"fit": {"default_env": False}, "prog": "dd-lightning"},
+            args=["fit", *args],
+        )
+
+
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # the loader yields integers
+    ".*is deprecated.*jsonargparse.*",  # Lightning 2.6 calls what jsonargparse 5 will remove
+)
+
+
+def experts(args: Sequence[str]) -> None:
+    """Train and store expert trajectories."""
+    parser = ArgumentParser(
+        prog="dd-lightning experts",
+        description="Train expert networks on the real data and store their trajectories. A store that is there is "
+        "continued: what it holds is never trained again.",
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with the options below.")
+    parser.add_subclass_arguments(DistillationDataModule, "data", required=False, help="Real data; digits by default.")
+    parser.add_argument("--network", type=str, default="ConvNet-3", help="Architecture.")
+    parser.add_argument("--path", type=str, default="experts", help="Folder of the store.")
+    parser.add_argument("--num_experts", type=int, default=100, help="Experts the store shall hold (100 in MTT).")
+    parser.add_argument("--epochs", type=int, default=50, help="Epochs each shall have (50 in MTT).")
+    parser.add_class_arguments(ExpertRecipe, "recipe")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1, for example.")
+    config = parser.parse_args(list(args))
+    objects = parser.instantiate_classes(config)
+    if config.num_experts < 1 or config.epochs < 1:
+        raise InputError(f"num_experts is {config.num_experts} and epochs is {config.epochs}; both must be at least 1")
+    data = _ready(objects.get("data"))
+    device = _device(config.device)
+    network = FunctionalNetwork(config.network, data.image_shape, data.num_classes).to(device)
+    store = ExpertStore(config.path)
+    identity = ExpertIdentity.of(
+        network, objects.recipe, config.epochs, fingerprint=data.fingerprint, dataset=data.name
+    )
+    store.check(identity)
+    train_experts(
+        network,
+        data.train,
+        store,
+        identity,
+        objects.recipe,
+        config.num_experts,
+        config.epochs,
+        held_out=data.test,
+        device=device,
+    )
+    sys.stdout.write(f"{len(store.ids())} experts in {Path(config.path).resolve()}\n")
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Evaluate a distilled set from its file."""
+    parser = ArgumentParser(
+        prog="dd-lightning evaluate",
+        description="Train fresh networks on a distilled set, as its file describes it, and test them on real data.",
+    )
+    parser.add_argument("file", type=str, help="A synthetic.safetensors.")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with the options below.")
+    parser.add_argument("--networks", type=str, nargs="+", default=None, help="Architectures; the file's by default.")
+    parser.add_argument("--num_networks", type=int, default=5, help="Fresh networks of each.")
+    parser.add_argument("--recipe", type=str, default="mtt", help=f"Protocol: {', '.join(sorted(RECIPES))}.")
+    parser.add_argument("--root", type=str, default="data", help="Folder of the real data.")
+    parser.add_subclass_arguments(
+        DistillationDataModule, "data", required=False, help="Real data, if other than the file's dataset in --root."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all draws.")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1, for example.")
+    config: Namespace = parser.parse_args(list(args))
+    if config.num_networks < 1:
+        raise InputError(f"num_networks is {config.num_networks}; it must be at least 1")
+    recipe = get_recipe(config.recipe)
+    file = load_synthetic(config.file)
+    given = parser.instantiate_classes(config).get("data")
+    data = _ready(given or datamodule_by_name(file.dataset, root=config.root))
+    device = _device(config.device)
+    if data.num_classes != file.num_classes or data.image_shape != tuple(file.images.shape[1:]):
+        raise InputError(
+            f"{config.file} holds {file.num_classes} classes of {tuple(file.images.shape[1:])} images, but {data.name} "
+            f"has {data.num_classes} of {data.image_shape}; give the data it was distilled from with --data"
+        )
+    # The held-out data goes into the file's own colour space, not into one fitted anew.
+    space = color_space_from_tensors(file.color_space, file.color_space_tensors)
+    pixels = data.space.decode(data.test.images)
+    held_out = RealSet(space.encode(pixels), data.test.labels, data.num_classes).to(device)
+    points = []
+    for spec in config.networks or [file.network]:
+        network = FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device)
+        result = evaluate_synthetic_set(
+            file.images.to(device),
+            file.labels.to(device),
+            file.lr if file.lr is not None else 0.01,
+            held_out,
+            network,
+            recipe,
+            config.num_networks,
+            config.seed,
+        )
+        points.append(EvaluationPoint(file.step, network.name, result.accuracies, result.seconds))
+    show(evaluation_table(Path(config.file), len(file.images), points))
+
+
+def _ready(data: DistillationDataModule | None) -> DistillationDataModule:
+    chosen = data if data is not None else DigitsDataModule()
+    chosen.prepare_data()
+    chosen.setup()
+    return chosen
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device is {name!r}, which this machine does not have; use auto or cpu") from error

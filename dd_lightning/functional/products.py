@@ -1,0 +1,88 @@
+"""First- and second-order derivatives of a training loss at one point: the primitive of every matching method."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(theta [P], images [B, ...], targets [B] or [B, C]) -> the batch's mean loss, a scalar."""
+
+Order = Literal["forward_over_reverse", "reverse_over_reverse"]
+
+
+class Products(NamedTuple):
+    """What :func:`gradient_products` returns; ``g`` is the gradient of the loss and ``a`` the tangent, both [P].
+
+    Attributes:
+        gradient: g itself, [P].
+        hessian: H a, the derivative of (a . g) by theta, [P].
+        images: The mixed product, the derivative of (a . g) by the images, shaped like them.
+        targets: The derivative of (a . g) by the targets, shaped like them; None unless it was asked for.
+    """
+
+    gradient: Tensor
+    hessian: Tensor
+    images: Tensor
+    targets: Tensor | None
+
+
+def gradient(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient of ``loss`` by theta, [P], without a graph."""
+    with torch.enable_grad():
+        leaf = theta.detach().requires_grad_()
+        return torch.autograd.grad(loss(leaf, images.detach(), targets.detach()), leaf)[0]
+
+
+def gradient_products(
+    loss: Loss,
+    theta: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    tangent: Tensor,
+    *,
+    wrt_targets: bool = False,
+    order: Order = "reverse_over_reverse",
+) -> Products:
+    """Return H a and d(a . g)/d(images) at one point, in the memory of one training step.
+
+    Trajectory matching uses both products at every inner step; gradient matching needs the mixed one alone.
+
+    Args:
+        loss: The training loss.
+        theta: Parameters, [P].
+        images: The batch, [B, ...].
+        targets: Its labels, [B], or its label logits, [B, C].
+        tangent: a, [P].
+        wrt_targets: Also return the derivative by ``targets``, which must then be floating point.
+        order: ``"forward_over_reverse"`` is jvp(grad): the form that torch.compile and vmap accept.
+            ``"reverse_over_reverse"`` is double backward: the same numbers, a fifth faster run eagerly
+            (``benchmarks/step_cost.py``), but never to be put under ``vmap``, where it is silently wrong for affine
+            instance, batch and layer norm.
+
+    Example:
+        >>> theta, x = torch.tensor([3.0]), torch.tensor([2.0])
+        >>> p = gradient_products(lambda t, x, y: (t**2 * x).sum(), theta, x, x, torch.ones(1))
+        >>> p.gradient.item(), p.hessian.item(), p.images.item()
+        (12.0, 4.0, 6.0)
+    """
+    theta, images, targets = theta.detach(), images.detach(), targets.detach()
+    by_targets: Tensor | None = None
+    if order == "forward_over_reverse":
+        argnums = (0, 1, 2) if wrt_targets else (0, 1)
+        # Only theta carries a tangent: images enter as constants, so their zero tangent costs no convolution.
+        primal, tangents = jvp(lambda t: grad(loss, argnums=argnums)(t, images, targets), (theta,), (tangent,))
+        return Products(primal[0], tangents[0], tangents[1], tangents[2] if wrt_targets else None)
+    with torch.enable_grad():
+        theta.requires_grad_()
+        images.requires_grad_()
+        leaves = [theta, images]
+        if wrt_targets:
+            leaves.append(targets.requires_grad_())
+        (g,) = torch.autograd.grad(loss(theta, images, targets), theta, create_graph=True)
+        hessian, by_images, *rest = torch.autograd.grad(g, leaves, tangent, materialize_grads=True)
+        if wrt_targets:
+            (by_targets,) = rest
+    return Products(g.detach(), hessian, by_images, by_targets)

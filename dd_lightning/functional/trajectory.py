@@ -1,0 +1,146 @@
+"""Trajectory matching: the student's unroll, the matching loss, and its exact adjoint in the memory of one step."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dd_lightning.functional.augment import AugmentationDraw, augment
+from dd_lightning.functional.products import Loss, Order, gradient, gradient_products
+
+
+class InnerStep(NamedTuple):
+    """What one student step was drawn to do, kept so that the adjoint can replay it.
+
+    Attributes:
+        indices: Rows of the synthetic set that form the batch, [b], each at most once.
+        augmentation: The batch's augmentation.
+    """
+
+    indices: Tensor
+    augmentation: AugmentationDraw
+
+
+class Adjoint(NamedTuple):
+    """Gradients of a function of the last parameters by what the unroll was made from.
+
+    Attributes:
+        images: Shaped like the images.
+        lr: Scalar.
+        targets: Shaped like the targets; None unless asked for.
+    """
+
+    images: Tensor
+    lr: Tensor
+    targets: Tensor | None
+
+
+def permuted_batches(size: int, batch: int | None, steps: int, generator: torch.Generator) -> list[Tensor]:
+    """Return the index batches of ``steps`` student steps, each [<= batch].
+
+    A permutation of the whole set is cut into batches which are used from the last to the first, then a new one is
+    drawn: with a remainder, the short batch comes first, as in the MTT reference.
+
+    Args:
+        size: Number of synthetic images.
+        batch: ``batch_syn``; None or anything above ``size`` is the whole set.
+        steps: Number of batches.
+        generator: Source of the permutations.
+    """
+    batches: list[Tensor] = []
+    waiting: list[Tensor] = []
+    for _ in range(steps):
+        if not waiting:
+            order = torch.randperm(size, generator=generator, device=generator.device)
+            waiting = list(order.split(min(batch or size, size)))
+        batches.append(waiting.pop())
+    return batches
+
+
+def unroll(
+    loss: Loss, theta: Tensor, lr: Tensor, images: Tensor, targets: Tensor, steps: Sequence[InnerStep]
+) -> list[Tensor]:
+    """Train a student by plain SGD and keep where it went: [theta_0, ..., theta_N], each [P], without a graph.
+
+    Args:
+        loss: The student's training loss.
+        theta: theta_0, [P].
+        lr: The student's learning rate, a scalar tensor.
+        images: The synthetic images, [n, ch, H, W].
+        targets: Their labels [n] or label logits [n, C].
+        steps: The N steps to take.
+    """
+    with torch.no_grad():
+        path = [theta.detach()]
+        for step in steps:
+            batch = augment(images[step.indices], step.augmentation)
+            path.append(path[-1] - lr * gradient(loss, path[-1], batch, targets[step.indices]))
+    return path
+
+
+def unroll_adjoint(
+    loss: Loss,
+    path: Sequence[Tensor],
+    lr: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    steps: Sequence[InnerStep],
+    cotangent: Tensor,
+    *,
+    wrt_targets: bool = False,
+    order: Order = "reverse_over_reverse",
+) -> Adjoint:
+    """Pull a cotangent of theta_N back through the unroll, exactly, holding one inner step in memory at a time.
+
+    With a_N = ``cotangent`` and g_i the gradient at theta_i, for i = N-1 .. 0::
+
+        dL/dlr  -= a . g_i
+        dL/dx_i += -lr d(a . g_i)/dx_i
+        a       <- a - lr H_i a
+
+    Args:
+        loss: The student's training loss.
+        path: What :func:`unroll` returned, N + 1 tensors [P].
+        lr: The learning rate it ran with.
+        images: The synthetic images, [n, ch, H, W].
+        targets: Their labels or label logits.
+        steps: The same N steps.
+        cotangent: dL/dtheta_N, [P].
+        wrt_targets: Also return the gradient by ``targets`` (logits).
+        order: Evaluation order of the second-order products, see :func:`gradient_products`.
+    """
+    by_images = torch.zeros_like(images)
+    by_targets = torch.zeros_like(targets) if wrt_targets else None
+    by_lr = torch.zeros_like(lr)
+    a = cotangent
+    for theta, step in zip(reversed(path[:-1]), reversed(steps), strict=True):
+        with torch.enable_grad():
+            leaf = images[step.indices].detach().requires_grad_()
+            batch = augment(leaf, step.augmentation)
+        products = gradient_products(
+            loss, theta, batch, targets[step.indices], a, wrt_targets=wrt_targets, order=order
+        )
+        by_lr -= a @ products.gradient
+        # The indices of a batch are distinct, so this is a plain assignment: deterministic on every device.
+        by_images[step.indices] += torch.autograd.grad(batch, leaf, -lr * products.images)[0]
+        if by_targets is not None and products.targets is not None:
+            by_targets[step.indices] -= lr * products.targets
+        a = a - lr * products.hessian
+    return Adjoint(by_images, by_lr, by_targets)
+
+
+def trajectory_loss(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """Return ||theta - target||^2 / ||start - target||^2, a scalar; all arguments are [P].
+
+    Example:
+        >>> start, target = torch.zeros(2), torch.ones(2)
+        >>> trajectory_loss(start, start, target).item(), trajectory_loss(target, start, target).item()
+        (1.0, 0.0)
+    """
+    return (theta - target).square().sum() / (start - target).square().sum()
+
+
+def trajectory_loss_gradient(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """Return the derivative of :func:`trajectory_loss` by theta, [P]: the adjoint's first cotangent."""
+    return 2 * (theta - target) / (start - target).square().sum()

@@ -1,0 +1,122 @@
+"""What every pool of candidates offers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from dd_lightning.formats import ExpertIdentity, ExpertStore
+from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.random import StepContext
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.real import RealSet
+from dd_lightning.recipes import ExpertRecipe
+
+CandidateKey = tuple[int, ...]
+"""Which candidate of a pool; plain integers, so that it can be stored in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one distillation step can learn from.
+
+    Attributes:
+        key: Where the pool keeps it.
+    """
+
+    key: CandidateKey
+
+
+CandidateT = TypeVar("CandidateT", bound=Candidate)
+
+TrainExperts = Callable[[ExpertStore, ExpertIdentity, ExpertRecipe, int, int], None]
+"""(store, identity, recipe, number of experts, epochs): bring the store up to that many experts and epochs."""
+
+
+@dataclass(frozen=True)
+class PoolSetup:
+    """What a pool is given once, before the first step.
+
+    Attributes:
+        network: The architecture of the candidates.
+        real: The training data.
+        dataset: Its name.
+        fingerprint: Its fingerprint.
+        device: Where candidates are wanted.
+        train_experts: Trains what a store lacks; it comes from above, since training needs Lightning.
+    """
+
+    network: FunctionalNetwork
+    real: RealSet
+    dataset: str
+    fingerprint: str
+    device: torch.device
+    train_experts: TrainExperts
+
+
+@dataclass(frozen=True)
+class FullSetAccuracies:
+    """What networks trained on the whole real set reach, where a pool knows it.
+
+    Attributes:
+        accuracies: Held-out accuracy of each, in [0, 1].
+        description: How they were trained, in a few words.
+    """
+
+    accuracies: tuple[float, ...]
+    description: str
+
+
+class CandidatePool(ABC, Generic[CandidateT]):
+    """A set of candidates to draw from.
+
+    Args:
+        size: Number of candidates.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise InputError(f"the pool holds {size} candidates; it needs at least 1")
+        self.size = size
+
+    def ensure(self, size: int) -> None:
+        """Ask for at least ``size`` candidates; only before :meth:`prepare`."""
+        self.size = max(self.size, size)
+
+    @abstractmethod
+    def prepare(self, setup: PoolSetup) -> None:
+        """Make the candidates ready, training what is missing."""
+
+    @abstractmethod
+    def draw(self, count: int, context: StepContext) -> list[CandidateKey]:
+        """Draw ``count`` distinct candidates uniformly from the stream "candidates"."""
+
+    @abstractmethod
+    def load(self, key: CandidateKey) -> CandidateT:
+        """Return a candidate, on the device."""
+
+    @abstractmethod
+    def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
+        """Update the pool after a step; called at the start of the next one, so that no checkpoint misses it."""
+
+    def teacher_logits(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return soft labels [n, C] for images [n, ...] with hard labels [n]; a pool that cannot refuses."""
+        raise InputError(
+            f"labels is 'soft' for {len(images)} images of {len(labels)} labels, but {type(self).__name__} holds no "
+            "trained experts to take logits from; use labels: hard"
+        )
+
+    def full_set_accuracies(self) -> FullSetAccuracies | None:
+        """Return what training on the full real set reaches, if the pool knows."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        del state
