@@ -1,0 +1,181 @@
+"""The ConvNet of dataset distillation: a stack of 3 x 3 convolutions, each followed by norm, activation, pooling."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from dd_lightning.functional.errors import InputError
+from dd_lightning.networks.registry import NetworkFactory, register_family
+
+Norm = Literal["instance", "group", "batch", "layer", "none"]
+Pooling = Literal["avg", "max", "none"]
+Activation = Literal["relu", "sigmoid", "leaky_relu"]
+
+
+class ConvNet(nn.Module):
+    """ConvNet, the network on which synthetic sets are usually learnt.
+
+    The architecture was brought into the field by Gidaris and Komodakis (CVPR 2018); defaults, parameter
+    order and names are those of trajectory matching
+    (https://github.com/GeorgeCazenavette/mtt-distillation/blob/50dccea/networks.py#L29-L98), so that its
+    expert trajectories can be read. ``features`` holds the blocks, ``classifier`` the last linear layer;
+    initialisation is torch's. With 3 x 32 x 32 images and 10 classes the default has 320,010 parameters.
+
+    NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32. The
+        reference
+    does so for one channel only, whatever the size; here it goes by size only, whatever the number of
+    channels, so that small images of one channel (such as 8 x 8 digits) are not drowned in zeros.
+
+    Args:
+        channels: Channels of the images.
+        num_classes: Number of logits.
+        image_size: ``(H, W)`` of the images; each block with pooling halves both, rounding down.
+        depth: Number of blocks. The reference uses 3 at 32 pixels, 4 at 64 and 5 at 128.
+        width: Channels of every convolution.
+        norm: ``instance`` is group normalisation with as many groups as channels (no running statistics,
+            affine); ``group`` has 4 groups; ``layer`` normalises over channels and pixels with one weight for
+            each.
+        pooling: 2 x 2 pooling with stride 2, or none.
+        activation: ReLU, sigmoid, or leaky ReLU with slope 0.01.
+
+    Shape:
+        ``[B, channels, H, W]`` to ``[B, num_classes]``.
+
+    Raises:
+        InputError: If an option is unknown, a number is below 1, pooling leaves no pixel, or 4 groups do not
+            fit.
+
+    Example:
+        >>> ConvNet(channels=3, num_classes=10, image_size=(32, 32)).classifier
+        Linear(in_features=2048, out_features=10, bias=True)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        image_size: tuple[int, int],
+        depth: int = 3,
+        width: int = 128,
+        norm: Norm = "instance",
+        pooling: Pooling = "avg",
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        for name, number in {
+            "channels": channels,
+            "num_classes": num_classes,
+            "image_size": min(image_size),
+            "depth": depth,
+            "width": width,
+        }.items():
+            if number < 1:
+                raise InputError(f"ConvNet {name}={number} must be at least 1")
+        for name, value, allowed in (
+            ("norm", norm, get_args(Norm)),
+            ("pooling", pooling, get_args(Pooling)),
+            ("activation", activation, get_args(Activation)),
+        ):
+            if value not in allowed:
+                raise InputError(f"ConvNet {name}={value!r} is unknown: say one of {', '.join(allowed)}")
+        if norm == "group" and width % 4:
+            raise InputError(f"ConvNet width={width} cannot be split into 4 groups: use a multiple of 4")
+
+        padded = tuple(image_size) == (28, 28)
+        height, columns = (32, 32) if padded else image_size
+        deepest = min(height, columns).bit_length() - 1
+        if pooling != "none" and depth > deepest:
+            raise InputError(
+                f"ConvNet depth={depth} leaves no pixel of {image_size[0]} x {image_size[1]} images: "
+                f"use a depth of at most {deepest}, or no pooling"
+            )
+        layers: list[nn.Module] = []
+        for block in range(depth):
+            padding = 3 if padded and block == 0 else 1
+            layers.append(nn.Conv2d(channels if block == 0 else width, width, kernel_size=3, padding=padding))
+            if norm != "none":
+                layers.append(_norm_layer(norm, width, height, columns))
+            layers.append(_activation_layer(activation))
+            if pooling != "none":
+                layers.append(nn.AvgPool2d(2, 2) if pooling == "avg" else nn.MaxPool2d(2, 2))
+                height, columns = height // 2, columns // 2
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * height * columns, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``images [B, channels, H, W]`` to logits ``[B, num_classes]``."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+def _norm_layer(norm: Norm, width: int, height: int, columns: int) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(width)
+    if norm == "layer":
+        return nn.LayerNorm([width, height, columns])
+    return nn.GroupNorm(width if norm == "instance" else 4, width)
+
+
+def _activation_layer(activation: Activation) -> nn.Module:
+    # Not in place: function transforms and stored intermediate results need the input.
+    if activation == "relu":
+        return nn.ReLU()
+    return nn.Sigmoid() if activation == "sigmoid" else nn.LeakyReLU(0.01)
+
+
+_NORMS: dict[str, Norm] = {"IN": "instance", "GN": "group", "BN": "batch", "LN": "layer", "NN": "none"}
+_POOLINGS: dict[str, Pooling] = {"AP": "avg", "MP": "max", "NP": "none"}
+_ACTIVATIONS: dict[str, Activation] = {"RELU": "relu", "SIGMOID": "sigmoid", "LEAKY": "leaky_relu"}
+_DEFAULTS = {"width": "W128", "norm": "IN", "pooling": "AP", "activation": "RELU"}
+_FORM = "ConvNet-<depth>[-W<width>][-IN|GN|BN|LN|NN][-AP|MP|NP][-RELU|SIGMOID|LEAKY]"
+
+
+@register_family("ConvNet", form=_FORM)
+def parse_convnet(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
+    """Read the parts after ``ConvNet`` in a name: the depth, then suffixes in any order.
+
+    Args:
+        parts: Such as ``["3", "W64", "BN"]``.
+
+    Returns:
+        The canonical name and the factory.
+
+    Raises:
+        InputError: If a part is not understood or says again what another one has said.
+    """
+    name = "-".join(["ConvNet", *parts])
+    if not parts or not _is_count(parts[0]):
+        raise InputError(f"network {name!r} has no depth: the form is {_FORM}, such as ConvNet-3")
+    said: dict[str, str] = {}
+    for part in parts[1:]:
+        if part[:1] == "W" and _is_count(part[1:]):
+            kind, part = "width", f"W{int(part[1:])}"
+        elif part in _NORMS:
+            kind = "norm"
+        elif part in _POOLINGS:
+            kind = "pooling"
+        elif part in _ACTIVATIONS:
+            kind = "activation"
+        else:
+            raise InputError(f"network {name!r} has the unknown suffix {part!r}: the form is {_FORM}")
+        if kind in said:
+            raise InputError(f"network {name!r} gives its {kind} twice: keep one of {said[kind]} and {part}")
+        said[kind] = part
+    chosen = _DEFAULTS | said
+    depth = int(parts[0])
+    suffixes = [chosen[kind] for kind, default in _DEFAULTS.items() if chosen[kind] != default]
+    factory = partial(
+        ConvNet,
+        depth=depth,
+        width=int(chosen["width"][1:]),
+        norm=_NORMS[chosen["norm"]],
+        pooling=_POOLINGS[chosen["pooling"]],
+        activation=_ACTIVATIONS[chosen["activation"]],
+    )
+    return "-".join(["ConvNet", str(depth), *suffixes]), factory
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit()

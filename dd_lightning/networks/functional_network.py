@@ -1,0 +1,187 @@
+"""A network as a function of one flat parameter vector."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, replace_all_batch_norm_modules_
+
+from dd_lightning.functional.errors import InputError
+from dd_lightning.networks.registry import NetworkSpec, build_network, network_name
+
+
+class FunctionalNetwork:
+    """A network without weights of its own: call it with a flat parameter vector and images.
+
+    Expert checkpoints, the states of an unrolled student and their derivatives are then plain ``[P]``
+    vectors. The vector decides the precision: a float64 vector (with float64 images) gives a float64 network.
+    Calls work under `torch.func.grad`, `torch.func.jvp` and `torch.func.vmap`, and under plain autograd.
+
+    NOTE: The function must depend on nothing but its arguments, so batch normalisation uses the statistics of
+        the
+    batch, in training and in evaluation, and keeps no running ones; other modules are in evaluation mode, so
+    dropout is off; and whatever a module writes into its remaining buffers during a call is dropped.
+
+    Args:
+        spec: A network's name, the import path of a factory, or a factory.
+        image_shape: ``(channels, H, W)``.
+        num_classes: Number of logits.
+
+    Attributes:
+        name: The network's name (see `network_name`).
+        image_shape: As given.
+        num_classes: As given.
+        parameter_names: Names of the parameters, in the order in which the vector holds them.
+        parameter_shapes: Their shapes.
+        num_parameters: P, the length of the vector.
+        vmappable: Whether a batch of vectors can go through `torch.func.vmap`; False when the network has
+            buffers, since its code may write into them.
+
+    Raises:
+        InputError: If the network cannot be built.
+
+    Example:
+        >>> network = FunctionalNetwork("ConvNet-1-W8", image_shape=(1, 8, 8), num_classes=10)
+        >>> network(network.initial(seed=0), torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, spec: NetworkSpec, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        self.name = network_name(spec)
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+        self._spec = spec
+        template = self._build(seed=0)
+        named = dict(template.named_parameters())
+        self.parameter_names: tuple[str, ...] = tuple(named)
+        self.parameter_shapes: tuple[tuple[int, ...], ...] = tuple(tuple(p.shape) for p in named.values())
+        self._lengths = [parameter.numel() for parameter in named.values()]
+        self.num_parameters = sum(self._lengths)
+
+        replace_all_batch_norm_modules_(template)
+        self._template = template.eval().requires_grad_(False)
+        self.vmappable = not any(True for _ in template.buffers())
+        self._body: nn.Module | None = None
+        if isinstance(getattr(template, "classifier", None), nn.Module):
+            self._body = deepcopy(template)
+            self._body.classifier = nn.Identity()
+
+    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Return the logits of the network whose parameters are ``theta``.
+
+        Args:
+            theta: ``[P]``, on the images' device and of their dtype.
+            images: ``[B, C, H, W]``.
+
+        Returns:
+            ``[B, num_classes]``.
+
+        Raises:
+            InputError: If the vector is not ``[P]``.
+        """
+        logits: Tensor = functional_call(self._template, self._state(self._template, theta), (images,))
+        return logits
+
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Return what the submodule named ``classifier`` would be given, flattened.
+
+        Args:
+            theta: ``[P]``, on the images' device and of their dtype.
+            images: ``[B, C, H, W]``.
+
+        Returns:
+            ``[B, F]``.
+
+        Raises:
+            InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
+        """
+        if self._body is None:
+            raise InputError(
+                f"network {self.name!r} has no features to return: name its last layer 'classifier'"
+            )
+        embedded: Tensor = functional_call(self._body, self._state(self._body, theta), (images,))
+        return embedded.flatten(1)
+
+    def initial(self, seed: int) -> Tensor:
+        """Return the parameters of a newly built network, initialised as torch does after `torch.manual_seed`.
+
+        It is drawn on the host, so it is the same on every device, and the global random state is put back.
+
+        Args:
+            seed: The network's seed.
+
+        Returns:
+            ``[P]``, on the host.
+        """
+        return self.flatten(self._build(seed))
+
+    def flatten(self, module: nn.Module) -> Tensor:
+        """Return a copy of a module's parameters as one vector, sharing no storage with the module.
+
+        Args:
+            module: A network built from the same spec.
+
+        Returns:
+            ``[P]``, detached, on the module's device and of its dtype.
+
+        Raises:
+            InputError: If names or shapes of the parameters differ from this network's.
+
+        Example:
+            >>> network = FunctionalNetwork("ConvNet-1-W8", image_shape=(1, 8, 8), num_classes=10)
+            >>> module = build_network("ConvNet-1-W8", channels=1, num_classes=10, image_size=(8, 8))
+            >>> images = torch.ones(2, 1, 8, 8)
+            >>> torch.equal(network(network.flatten(module), images), module(images))
+            True
+        """
+        named = dict(module.named_parameters())
+        if tuple(named) != self.parameter_names:
+            odd = sorted(set(named) ^ set(self.parameter_names)) or list(named)
+            raise InputError(
+                f"the module's parameters are not those of {self.name!r} (first difference: {odd[0]!r}): "
+                "build it from the same network name"
+            )
+        for (name, parameter), shape in zip(named.items(), self.parameter_shapes, strict=True):
+            if tuple(parameter.shape) != shape:
+                raise InputError(
+                    f"the module's {name!r} has shape {tuple(parameter.shape)}, that of {self.name!r} has "
+                    f"{shape}: "
+                    "build it for the same images and classes"
+                )
+        # `cat` copies, but of a single tensor some backends may return a view; the clone makes it certain.
+        return torch.cat([parameter.detach().flatten().clone() for parameter in named.values()])
+
+    def to(self, device: torch.device | str) -> "FunctionalNetwork":
+        """Move what the network holds besides parameters (buffers, if any) to a device, and return the network."""
+        self._template.to(device)
+        if self._body is not None:
+            self._body.to(device)
+        return self
+
+    def _build(self, seed: int) -> nn.Module:
+        channels, height, width = self.image_shape
+        # Only the host's generator is forked and seeded: `torch.manual_seed` would reseed every accelerator,
+        # too.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)
+            return build_network(self._spec, channels, self.num_classes, (height, width))
+
+    def _state(self, module: nn.Module, theta: Tensor) -> dict[str, Tensor]:
+        """Name the parts of the vector that the module has, and copy its buffers in the vector's precision."""
+        if tuple(theta.shape) != (self.num_parameters,):
+            raise InputError(
+                f"network {self.name!r} needs a vector of {self.num_parameters} parameters, got one of shape "
+                f"{tuple(theta.shape)}: was it made for another network, image shape or number of classes?"
+            )
+        # One split, not a slice each: its backward is one concatenation instead of a [P] vector for each
+        # parameter.
+        parts = torch.split(theta, self._lengths)
+        wanted = {name for name, _ in module.named_parameters()}
+        state = {
+            name: part.view(shape)
+            for name, part, shape in zip(self.parameter_names, parts, self.parameter_shapes, strict=True)
+            if name in wanted
+        }
+        for name, buffer in module.named_buffers():
+            state[name] = buffer.to(theta.dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
+        return state
