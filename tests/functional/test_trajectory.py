@@ -1,0 +1,171 @@
+"""The adjoint of the unrolled student against plain backpropagation through the unroll."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dd_lightning.functional.augment import DSA, augment
+from dd_lightning.functional.losses import classification_loss
+from dd_lightning.functional.products import Loss, Order
+from dd_lightning.functional.trajectory import (
+    InnerStep,
+    permuted_batches,
+    trajectory_loss,
+    trajectory_loss_gradient,
+    unroll,
+    unroll_adjoint,
+)
+from dd_lightning.networks import FunctionalNetwork
+
+STRATEGY = "color_crop_cutout_flip_scale_rotate"
+CLASSES, STEPS = 4, 12
+
+
+class Problem:
+    """A student to unroll, with everything drawn from one seed."""
+
+    def __init__(self, name: str, dtype: torch.dtype, batch: int | None, soft: bool, strategy: str) -> None:
+        network = FunctionalNetwork(name, (3, 8, 8), CLASSES)
+        generator = torch.Generator().manual_seed(3)
+        self.loss: Loss = lambda theta, x, y: classification_loss(network(theta, x), y)
+        self.images = torch.randn(8, 3, 8, 8, generator=generator).to(dtype)
+        self.targets = torch.randn(8, CLASSES, generator=generator).to(dtype) if soft else torch.arange(8) % CLASSES
+        self.lr = torch.tensor(0.05, dtype=dtype)
+        self.start = network.initial(0).to(dtype)
+        self.target = self.start + 0.05 * torch.randn(self.start.shape, generator=generator).to(dtype)
+        policy = DSA(strategy)
+        self.steps = [
+            InnerStep(indices, policy.draw(generator, len(indices), (8, 8)))
+            for indices in permuted_batches(8, batch, STEPS, generator)
+        ]
+
+    def plain_gradients(self) -> tuple[Tensor, ...]:
+        """Backpropagate through the whole unroll, written from the update rule alone."""
+        images, lr = self.images.clone().requires_grad_(), self.lr.clone().requires_grad_()
+        targets = self.targets.clone()
+        leaves = [images, lr]
+        if targets.is_floating_point():
+            leaves.append(targets.requires_grad_())
+        theta = self.start.clone().requires_grad_()
+        for indices, draw in self.steps:
+            value = self.loss(theta, augment(images[indices], draw), targets[indices])
+            theta = theta - lr * torch.autograd.grad(value, theta, create_graph=True)[0]
+        loss = ((theta - self.target) ** 2).sum() / ((self.start - self.target) ** 2).sum()
+        return (loss.detach(), *torch.autograd.grad(loss, leaves))
+
+    def adjoint_gradients(self, order: Order) -> tuple[Tensor, ...]:
+        path = unroll(self.loss, self.start, self.lr, self.images, self.targets, self.steps)
+        adjoint = unroll_adjoint(
+            self.loss,
+            path,
+            self.lr,
+            self.images,
+            self.targets,
+            self.steps,
+            trajectory_loss_gradient(path[-1], self.start, self.target),
+            wrt_targets=self.targets.is_floating_point(),
+            order=order,
+        )
+        found = (trajectory_loss(path[-1], self.start, self.target), adjoint.images, adjoint.lr)
+        return found if adjoint.targets is None else (*found, adjoint.targets)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    return float((value - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("order", ["forward_over_reverse", "reverse_over_reverse"])
+@pytest.mark.parametrize("batch", [None, 8, 3], ids=["whole", "exact", "with remainder"])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("strategy", [STRATEGY, "none"])
+def test_adjoint_is_exact_in_float64(order: Order, batch: int | None, soft: bool, strategy: str) -> None:
+    problem = Problem("ConvNet-2-W6", torch.float64, batch, soft, strategy)
+    for value, reference in zip(problem.adjoint_gradients(order), problem.plain_gradients(), strict=True):
+        assert relative_error(value, reference) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["ConvNet-2-W6-LN", "ConvNet-2-W6-BN", "ConvNet-2-W6-NN", "ConvNet-1-W6-GN-MP"])
+def test_adjoint_is_exact_for_every_norm(name: str) -> None:
+    if "GN" in name:
+        name = name.replace("W6", "W8")  # GroupNorm(4, C)
+    problem = Problem(name, torch.float64, 5, True, STRATEGY)
+    for value, reference in zip(
+        problem.adjoint_gradients("reverse_over_reverse"), problem.plain_gradients(), strict=True
+    ):
+        assert relative_error(value, reference) < 1e-10
+
+
+@pytest.mark.parametrize("order", ["forward_over_reverse", "reverse_over_reverse"])
+def test_one_inner_step_in_float32_at_equal_theta(order: Order) -> None:
+    # Longer float32 unrolls drift apart through ReLU flips whatever the method: compare at one theta_i.
+    problem = Problem("ConvNet-3-W32", torch.float32, 5, True, STRATEGY)
+    problem.steps = problem.steps[:1]
+    for value, reference in zip(problem.adjoint_gradients(order), problem.plain_gradients(), strict=True):
+        assert relative_error(value, reference) < 1e-5
+
+
+def test_finite_difference_of_the_whole_matching_loss() -> None:
+    problem = Problem("ConvNet-2-W6-SIGMOID", torch.float64, 3, True, STRATEGY)
+    _, by_images, by_lr, by_targets = problem.adjoint_gradients("reverse_over_reverse")
+    generator = torch.Generator().manual_seed(9)
+
+    def loss_at(images: Tensor, lr: Tensor, targets: Tensor) -> float:
+        path = unroll(problem.loss, problem.start, lr, images, targets, problem.steps)
+        return float(trajectory_loss(path[-1], problem.start, problem.target))
+
+    direction = [torch.randn(t.shape, generator=generator).double() for t in (by_images, by_lr, by_targets)]
+    point, step = (problem.images, problem.lr, problem.targets), 1e-6
+    up = loss_at(*(p + step * d for p, d in zip(point, direction, strict=True)))
+    down = loss_at(*(p - step * d for p, d in zip(point, direction, strict=True)))
+    slope = sum(float((g * d).sum()) for g, d in zip((by_images, by_lr, by_targets), direction, strict=True))
+    assert (up - down) / (2 * step) == pytest.approx(slope, rel=1e-6)
+
+
+def test_images_outside_every_batch_have_zero_gradient() -> None:
+    problem = Problem("ConvNet-2-W6", torch.float64, 3, False, "none")
+    problem.steps = problem.steps[:1]
+    _, by_images, _ = problem.adjoint_gradients("reverse_over_reverse")
+    used = problem.steps[0].indices.tolist()
+    assert all((by_images[i].norm() > 0) == (i in used) for i in range(8))
+
+
+def test_unroll_is_plain_sgd() -> None:
+    problem = Problem("ConvNet-2-W6", torch.float64, 3, False, STRATEGY)
+    path = unroll(problem.loss, problem.start, problem.lr, problem.images, problem.targets, problem.steps)
+    theta = problem.start.clone().requires_grad_()
+    sgd = torch.optim.SGD([theta], lr=0.05)
+    for here, (indices, draw) in zip(path, problem.steps, strict=False):
+        torch.testing.assert_close(here, theta.detach(), rtol=1e-12, atol=1e-14)
+        sgd.zero_grad()
+        problem.loss(theta, augment(problem.images[indices], draw), problem.targets[indices]).backward()
+        sgd.step()
+    assert len(path) == STEPS + 1
+    assert len({tensor.data_ptr() for tensor in path}) == STEPS + 1
+
+
+def test_loss_is_one_at_the_start_zero_at_the_target_and_scale_free() -> None:
+    start, target, theta = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).double()
+    assert float(trajectory_loss(start, start, target)) == 1
+    assert float(trajectory_loss(target, start, target)) == 0
+    scaled = trajectory_loss(7 * theta, 7 * start, 7 * target)
+    torch.testing.assert_close(scaled, trajectory_loss(theta, start, target))
+    assert torch.autograd.gradcheck(lambda t: trajectory_loss(t, start, target), theta.requires_grad_())
+    (grad,) = torch.autograd.grad(trajectory_loss(theta, start, target), theta)
+    torch.testing.assert_close(trajectory_loss_gradient(theta, start, target), grad)
+
+
+def test_permuted_batches_use_the_last_chunk_first() -> None:
+    # 7 images in batches of 3: chunks (3, 3, 1) are used from the back, so the remainder comes first
+    generator = torch.Generator().manual_seed(0)
+    batches = permuted_batches(7, 3, 5, generator)
+    replay = torch.Generator().manual_seed(0)
+    first, second = torch.randperm(7, generator=replay), torch.randperm(7, generator=replay)
+    expected = [first[6:], first[3:6], first[:3], second[6:], second[3:6]]
+    assert [b.tolist() for b in batches] == [e.tolist() for e in expected]
+
+
+@pytest.mark.parametrize("batch", [None, 7, 100])
+def test_permuted_batches_of_the_whole_set_are_permutations(batch: int | None) -> None:
+    batches = permuted_batches(7, batch, 4, torch.Generator().manual_seed(0))
+    assert [sorted(b.tolist()) for b in batches] == [list(range(7))] * 4
+    assert len({tuple(b.tolist()) for b in batches}) == 4
