@@ -147,7 +147,9 @@ class DSA:
         samples = 1 if siamese else batch
         operations = self.operations
         if not operations:
-            return AugmentationDraw(IDENTITY, torch.empty(samples, 0, device=generator.device), size, (0, 0))
+            return AugmentationDraw(
+                IDENTITY, torch.empty(samples, 0, dtype=torch.float32, device=generator.device), size, (0, 0)
+            )
 
         def uniform(columns: int) -> Tensor:
             # float32 whatever the images are: both precisions then see the very same numbers.

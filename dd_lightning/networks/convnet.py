@@ -1,4 +1,4 @@
-"""The ConvNet of dataset distillation: a stack of 3 x 3 convolutions, each followed by norm, activation, pooling."""
+"""The ConvNet of dataset distillation: blocks of convolution, norm, activation and pooling."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,6 +1,7 @@
 """A network as a function of one flat parameter vector."""
 
 from copy import deepcopy
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -96,16 +97,15 @@ class FunctionalNetwork:
             InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
         """
         if self._body is None:
-            raise InputError(
-                f"network {self.name!r} has no features to return: name its last layer 'classifier'"
-            )
+            raise InputError(f"network {self.name!r} has no features: name its last layer 'classifier'")
         embedded: Tensor = functional_call(self._body, self._state(self._body, theta), (images,))
         return embedded.flatten(1)
 
     def initial(self, seed: int) -> Tensor:
-        """Return the parameters of a newly built network, initialised as torch does after `torch.manual_seed`.
+        """Return the parameters of a network built anew after seeding torch.
 
-        It is drawn on the host, so it is the same on every device, and the global random state is put back.
+        They are those that a construction after `torch.manual_seed(seed)` gives. It happens on the host,
+        so they are the same on every device, and the global random state is put back.
 
         Args:
             seed: The network's seed.
@@ -144,15 +144,14 @@ class FunctionalNetwork:
         for (name, parameter), shape in zip(named.items(), self.parameter_shapes, strict=True):
             if tuple(parameter.shape) != shape:
                 raise InputError(
-                    f"the module's {name!r} has shape {tuple(parameter.shape)}, that of {self.name!r} has "
-                    f"{shape}: "
+                    f"the module's {name!r} has shape {tuple(parameter.shape)}, {self.name!r} needs {shape}: "
                     "build it for the same images and classes"
                 )
-        # `cat` copies, but of a single tensor some backends may return a view; the clone makes it certain.
-        return torch.cat([parameter.detach().flatten().clone() for parameter in named.values()])
+        # Concatenation copies, even a single tensor, so later updates of the module do not reach the vector.
+        return torch.cat([parameter.detach().flatten() for parameter in named.values()])
 
-    def to(self, device: torch.device | str) -> "FunctionalNetwork":
-        """Move what the network holds besides parameters (buffers, if any) to a device, and return the network."""
+    def to(self, device: torch.device | str) -> Self:
+        """Move what the network holds besides parameters, its buffers, to a device; return the network."""
         self._template.to(device)
         if self._body is not None:
             self._body.to(device)
@@ -167,7 +166,7 @@ class FunctionalNetwork:
             return build_network(self._spec, channels, self.num_classes, (height, width))
 
     def _state(self, module: nn.Module, theta: Tensor) -> dict[str, Tensor]:
-        """Name the parts of the vector that the module has, and copy its buffers in the vector's precision."""
+        """Name the vector's parts that the module has, and copy its buffers in the vector's precision."""
         if tuple(theta.shape) != (self.num_parameters,):
             raise InputError(
                 f"network {self.name!r} needs a vector of {self.num_parameters} parameters, got one of shape "

@@ -7,6 +7,7 @@ A network is named by a string such as ``ConvNet-3-W64``, by an import path such
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -64,7 +65,9 @@ def known_names() -> tuple[str, ...]:
 def build_network(
     spec: NetworkSpec, channels: int, num_classes: int, image_size: tuple[int, int]
 ) -> nn.Module:
-    """Build a freshly initialised network; like any construction of a module, it draws from torch's global state.
+    """Build a freshly initialised network.
+
+    Like any construction of a module, it draws from torch's global random state.
 
     Args:
         spec: A name, an import path ``package.module:function`` (or with a dot for the colon), or a factory.
@@ -109,9 +112,7 @@ def network_name(spec: NetworkSpec) -> str:
 
 def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
     if not isinstance(spec, str):
-        # A partial or an instance with __call__ has no qualified name; its class's is the best there is.
-        named = spec if hasattr(spec, "__qualname__") else type(spec)
-        return f"{named.__module__}:{named.__qualname__}", spec
+        return _factory_name(spec), spec
     if ":" in spec or "." in spec:
         return _import_factory(spec)
     family, *parts = spec.split("-")
@@ -121,6 +122,14 @@ def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
             "or the import path of a factory, package.module:function"
         )
     return _FAMILIES[family].parse(parts)
+
+
+def _factory_name(factory: Callable[..., nn.Module]) -> str:
+    if isinstance(factory, partial):  # by its arguments too: two partials of one function are two networks
+        bound = [*map(repr, factory.args), *(f"{key}={value!r}" for key, value in factory.keywords.items())]
+        return f"{_factory_name(factory.func)}({', '.join(bound)})"
+    named = factory if hasattr(factory, "__qualname__") else type(factory)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _import_factory(path: str) -> tuple[str, NetworkFactory]:
