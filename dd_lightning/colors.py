@@ -87,20 +87,15 @@ class ZCASpace:
 
     def encode(self, images: Tensor) -> Tensor:
         """Whiten pixels in [0, 1], ``[n, C, H, W]``."""
-        return apply_zca(images, self._beside(images))
+        return apply_zca(images, self.zca)
 
     def decode(self, images: Tensor) -> Tensor:
         """Undo :meth:`encode`; the result, ``[n, C, H, W]``, is not clamped to [0, 1]."""
-        return invert_zca(images, self._beside(images))
+        return invert_zca(images, self.zca)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return ``mean`` ``[D]``, ``whiten`` and ``unwhiten`` ``[D, D]``, with ``D = C * H * W``."""
         return {"mean": self.zca.mean, "whiten": self.zca.whiten, "unwhiten": self.zca.unwhiten}
-
-    def _beside(self, images: Tensor) -> ZCA:
-        """Return the matrices in the type and on the device of ``images``."""
-        mean, whiten, unwhiten = (values.to(images) for values in self.zca)
-        return ZCA(mean, whiten, unwhiten)
 
 
 ColorSpace = PixelSpace | NormalizedSpace | ZCASpace

@@ -109,7 +109,7 @@ class RealSet:
                 indices wherever the set lives.
 
         Returns:
-            Indices int64 ``[num_classes * count]`` on the set's device: class 0 first, then class 1, and so on.
+            Indices int64 ``[num_classes * count]`` on the set's device: class 0 first, then class 1, ...
 
         Raises:
             InputError: If ``count`` is below 1 or exceeds the smallest class.
