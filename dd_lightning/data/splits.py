@@ -1,0 +1,50 @@
+"""Stratified splits: the same share of every class is held out."""
+
+import torch
+from torch import Tensor
+
+from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.random import step_generator
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) -> tuple[Tensor, Tensor]:
+    """Hold out the same share of every class.
+
+    Of a class with ``n`` images, ``fraction * n`` rounded to the nearest whole number (halves up) are held
+    out.
+
+    Args:
+        labels: Class numbers, int64 ``[n]``.
+        fraction: Share to hold out, above 0 and below 1.
+        seed: Seed of the choice; class ``c`` draws from ``step_generator(seed, c, stream)``, so the choice
+            within one class does not depend on the other classes.
+        stream: What the split is for, such as ``"val split"``.
+
+    Returns:
+        The indices that stay and the indices that are held out, both int64 on the host and ascending.
+
+    Raises:
+        InputError: If the fraction is out of range, or leaves a class without an image on either side.
+
+    Example:
+        >>> kept, held = stratified_split(torch.tensor([0, 0, 1, 1, 1, 1]), 0.5, seed=0, stream="val split")
+        >>> len(kept), len(held)
+        (3, 3)
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"the held-out fraction is {fraction}; it must lie above 0 and below 1: change it")
+    labels = labels.cpu()
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(int(labels.max()) + 1):
+        members = torch.nonzero(labels == label).flatten()
+        if not len(members):
+            continue
+        count = int(fraction * len(members) + 0.5)
+        if not 0 < count < len(members):
+            raise InputError(
+                f"holding out {fraction} of the {len(members)} images of class {label} takes {count}; "
+                "both sides need at least 1 image per class: choose a fraction nearer to a half"
+            )
+        order = torch.randperm(len(members), generator=step_generator(seed, label, stream))
+        held_out[members[order[:count]]] = True
+    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
