@@ -2,6 +2,8 @@
 
 import os
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from dd_lightning.functional.errors import InputError
@@ -33,21 +35,41 @@ def write_atomically(path: Path | str, data: bytes) -> None:
         >>> place.read_bytes(), [file.name for file in place.parent.iterdir()]
         (b'second', ['note.txt'])
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+    write_all_atomically([(Path(path), data)])
+
+
+def write_all_atomically(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Put several files in place, each atomically, and nearly at once.
+
+    All are written in full under temporary names before the first takes its own name, so what a kill can
+    separate is a few renames. If one cannot be written, none is replaced.
+
+    Args:
+        files: Paths and contents. They are taken one by one, so an iterator that makes them need not hold
+            them all.
+
+    Raises:
+        InputError: As for :func:`write_atomically`.
+    """
+    temporaries: dict[Path, Path] = {}
+    target = Path()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        for target, data in files:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+            temporaries[target] = temporary
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        for target, temporary in temporaries.items():
             temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise InputError(
             f"cannot write {target}: {error.strerror or error}; free some space or choose a path that can "
             "be written"
         ) from error
+    finally:
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -172,7 +172,7 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError(
             f"there is no synthetic set at {path}; check the path or distil one first"

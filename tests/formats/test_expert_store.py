@@ -269,3 +269,26 @@ def test_recipe_refuses_values_out_of_range(change: dict[str, Any], message: str
 def test_recipe_names_its_length_only_where_it_matters() -> None:
     assert ExpertRecipe().describe(5) == ExpertRecipe().describe(9)
     assert ExpertRecipe(lr_decay=True).describe(5) != ExpertRecipe(lr_decay=True).describe(9)
+
+
+def test_of_several_files_none_is_replaced_unless_all_are_written(
+    store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store.file(3).read_bytes()
+    calls = 0
+
+    def full_at_the_second(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(28, "No space left on device")
+
+    experts = [(id, trajectory(4), None, ACCURACIES, IDENTITY, 5) for id in (3, 4)]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full_at_the_second)
+        with pytest.raises(InputError, match=r"cannot write .*expert_00004"):
+            store.write_all(experts)
+    assert store.file(3).read_bytes() == before
+    assert [entry.name for entry in store.path.iterdir()] == ["expert_00003.safetensors"]
+    store.write_all(experts)
+    assert [store.epochs(id) for id in store.ids()] == [4, 4]
