@@ -1,0 +1,89 @@
+"""How an expert is trained on the real data: the settings that the trajectory of its weights depends on."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dd_lightning.functional.errors import InputError
+
+
+@dataclass(frozen=True)
+class ExpertRecipe:
+    """Settings of plain SGD on the real data.
+
+    Defaults are those of the trajectory-matching authors' expert script:
+    https://github.com/GeorgeCazenavette/mtt-distillation/blob/50dccea/buffer.py#L116-L132
+
+    Args:
+        lr: Learning rate (0.01 there).
+        momentum: Momentum of SGD (0 there).
+        weight_decay: L2 penalty added to the gradient (0 there).
+        batch_size: Images per step; the last batch of an epoch is smaller where the data do not divide (256
+            there).
+        lr_decay: Multiply the learning rate by 0.1 once, after the epoch with index ``epochs // 2 + 1`` (off
+            there). The whole trajectory then depends on how many epochs it is to have, so it cannot be
+            lengthened later. NOTE: the authors make a new optimiser at that point, which also clears the
+            momentum; here it is kept.
+        augmentation: Differentiable augmentation as words joined by ``_``, or ``"none"``
+            (``color_crop_cutout_flip_scale_rotate`` there).
+        seed: Seed of initial weights, batches and augmentation of all experts. Every expert has its own
+            streams.
+
+    Raises:
+        InputError: If a value is out of range.
+
+    Example:
+        >>> ExpertRecipe().learning_rate(epoch=40, epochs=50)
+        0.01
+        >>> decayed = ExpertRecipe(lr_decay=True)
+        >>> [decayed.learning_rate(epoch, epochs=50) for epoch in (0, 26, 27)]
+        [0.01, 0.01, 0.001]
+    """
+
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 256
+    lr_decay: bool = False
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"expert lr is {self.lr}, it must be above 0; the usual value is 0.01")
+        if not 0 <= self.momentum < 1:
+            raise InputError(
+                f"expert momentum is {self.momentum}, it must be in [0, 1); the usual value is 0"
+            )
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(
+                f"expert weight_decay is {self.weight_decay}, it must be at least 0; use 0 for none"
+            )
+        if self.batch_size < 1:
+            raise InputError(
+                f"expert batch_size is {self.batch_size}, it must be at least 1; the usual value is 256"
+            )
+
+    def learning_rate(self, epoch: int, epochs: int) -> float:
+        """Return the learning rate of one epoch.
+
+        Args:
+            epoch: Index of the epoch, from 0.
+            epochs: How many epochs the whole trajectory has; it matters only with ``lr_decay``.
+        """
+        if self.lr_decay and epoch > epochs // 2 + 1:
+            return self.lr / 10  # division: 0.01 * 0.1 is not 0.001 in floating point
+        return self.lr
+
+    def describe(self, epochs: int) -> dict[str, Any]:
+        """Return the settings as plain values, the form in which a file of expert weights records them.
+
+        Args:
+            epochs: How many epochs the whole trajectory has. Recorded (as ``decay_epochs``) only with
+                ``lr_decay``, for otherwise a shorter trajectory is the beginning of a longer one and may be
+                continued.
+        """
+        plain = asdict(self)
+        if self.lr_decay:
+            plain["decay_epochs"] = epochs
+        return plain
