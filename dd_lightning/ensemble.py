@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+
+from dd_lightning.functional.losses import classification_loss
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """``network(theta [P], images [B, C, H, W]) -> logits [B, classes]``."""
@@ -51,7 +52,7 @@ def ensemble_gradients(
         network: The architecture, as a function of flat weights and images.
         thetas: Weights, ``[K, P]``.
         images: Batches, ``[K, B, C, H, W]``.
-        labels: Class indices ``[K, B]``, or class probabilities ``[K, B, classes]``.
+        labels: Class indices ``[K, B]``, or label logits ``[K, B, classes]``.
         vectorised: One batched pass over all networks, rather than one pass after another. The network must
             allow ``torch.func.vmap`` over its weights.
 
@@ -71,7 +72,7 @@ def ensemble_gradients(
 
     def loss(theta: Tensor, batch: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(theta, batch)
-        return cross_entropy(logits, target), logits
+        return classification_loss(logits, target), logits
 
     if vectorised:
         both: tuple[Tensor, Tensor] = torch.func.vmap(torch.func.grad(loss, has_aux=True))(

@@ -1,6 +1,7 @@
 """Data modules: real data as tensors on the device, and a loader of step numbers."""
 
 from dd_lightning.data.base import DistillationDataModule
+from dd_lightning.data.by_name import datamodule_by_name
 from dd_lightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from dd_lightning.data.dataset import DatasetDataModule
 from dd_lightning.data.digits import DigitsDataModule
@@ -20,4 +21,5 @@ __all__ = [
     "MNISTDataModule",
     "SVHNDataModule",
     "StepLoader",
+    "datamodule_by_name",
 ]

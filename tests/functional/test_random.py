@@ -18,13 +18,10 @@ def test_streams_are_repeatable_and_distinct() -> None:
 
 def test_known_value_never_changes() -> None:
     # Stored runs depend on the mixing: a change here is a change of every published number.
-    assert step_generator(0, 0, "augment").initial_seed() == KNOWN
+    assert step_generator(0, 0, "augment").initial_seed() == 6554722456840001259
 
 
 def test_global_state_is_not_touched() -> None:
     before = torch.get_rng_state()
     torch.rand(3, generator=StepContext(0, 5).generator("batch"))
     assert torch.equal(before, torch.get_rng_state())
-
-
-KNOWN = 0
