@@ -78,7 +78,7 @@ class CIFAR10DataModule(DistillationDataModule):
             fetch=(lambda: self._published(self.root, train=train, download=True)) if self.download else None,
             remedy="delete it to fetch it again, or set verify to false to use it as it is"
             if self.verify
-            else None,
+            else "add what is missing or delete it",
         )
         self._class_names = list(data.classes)
         return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)

@@ -3,12 +3,13 @@
 import os
 import pickle
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from dd_lightning.functional.errors import InputError
 
-_UNREADABLE = (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
+_UNREADABLE = (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError, HTTPException)
 
 
 def read_published(

@@ -80,6 +80,13 @@ def test_files_that_differ_are_refused_and_not_overwritten(tmp_path: Path) -> No
     assert (tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes() == before
 
 
+def test_incomplete_files_are_not_overwritten_either(tmp_path: Path) -> None:
+    write_cifar10(tmp_path, images_per_class=1, seed=0)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
+    with pytest.raises(InputError, match=r"is incomplete .*: add what is missing or delete it"):
+        CIFAR10DataModule(str(tmp_path), verify=False).setup()
+
+
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     write_cifar10(tmp_path, images_per_class=1, seed=0)
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
