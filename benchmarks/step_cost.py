@@ -149,7 +149,9 @@ def hardware(device: str) -> str:
     """Name the processor, or the GPU."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return f"{names[0] if names else platform.machine()}, {len(names)} cores"
 
 
@@ -178,17 +180,20 @@ def main() -> None:
     for variant, row in rows.items():
         own = row["peak_bytes"] - row["stored_bytes"]
         print(
-            f"{variant:36} {row['seconds']:8.3f} {row['seconds'] / base['seconds']:6.2f} {row['peak_bytes'] / 1e6:9.1f} "
+            f"{variant:36} {row['seconds']:8.3f} {row['seconds'] / base['seconds']:6.2f} "
+            f"{row['peak_bytes'] / 1e6:9.1f} "
             f"{own / 1e6:12.1f} {own / base['peak_bytes']:7.3f}"
         )
-    growth = {
-        steps: in_own_process(args, VARIANTS[1], steps=steps, repeats=1) for steps in (10, 20, 40, 80)
-    }
+    growth = {steps: in_own_process(args, VARIANTS[1], steps=steps, repeats=1) for steps in (10, 20, 40, 80)}
     print("adjoint, 1 candidate: peak less stored parameters by student steps (MB)")
     for steps, row in growth.items():
-        print(f"  {steps:3}: {(row['peak_bytes'] - row['stored_bytes']) / 1e6:8.1f}   peak {row['peak_bytes'] / 1e6:8.1f}")
+        print(
+            f"  {steps:3}: {(row['peak_bytes'] - row['stored_bytes']) / 1e6:8.1f}   peak {row['peak_bytes'] / 1e6:8.1f}"
+        )
     if args.out:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
         record = {
             "hardware": hardware(args.device),
             "torch": torch.__version__,

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint, SyntheticSetWriter, TrajectorySelectionCallback
 from dd_lightning.colors import color_space_from_tensors
@@ -109,7 +109,7 @@ class DistillationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments given, whatever the process's own are."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(list(args or ()))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own lets hyperparameters in the checkpoint override the command line without a word.
@@ -180,7 +180,7 @@ def experts(args: Sequence[str]) -> None:
         description="Train expert networks on the real data and store their trajectories. A store that is there is "
         "continued: what it holds is never trained again.",
     )
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with the options below.")
+    parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
     parser.add_subclass_arguments(DistillationDataModule, "data", required=False, help="Real data; digits by default.")
     parser.add_argument("--network", type=str, default="ConvNet-3", help="Architecture.")
     parser.add_argument("--path", type=str, default="experts", help="Folder of the store.")
@@ -221,7 +221,7 @@ def evaluate(args: Sequence[str]) -> None:
         description="Train fresh networks on a distilled set, as its file describes it, and test them on real data.",
     )
     parser.add_argument("file", type=str, help="A synthetic.safetensors.")
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with the options below.")
+    parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
     parser.add_argument("--networks", type=str, nargs="+", default=None, help="Architectures; the file's by default.")
     parser.add_argument("--num_networks", type=int, default=5, help="Fresh networks of each.")
     parser.add_argument("--recipe", type=str, default="mtt", help=f"Protocol: {', '.join(sorted(RECIPES))}.")

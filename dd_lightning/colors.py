@@ -121,9 +121,7 @@ def color_space_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> ColorS
         raise InputError(f"color space {kind!r} is unknown: use one of 'pixel', 'normalized', 'zca'")
     missing = [name for name in names if name not in tensors]
     if missing:
-        raise InputError(
-            f"color space {kind!r} needs {', '.join(names)} but {', '.join(missing)} is missing: add it"
-        )
+        raise InputError(f"color space {kind!r} needs {', '.join(names)} but {', '.join(missing)} is missing: add it")
     values = [torch.as_tensor(tensors[name]) for name in names]
     if kind == "zca":
         return ZCASpace(ZCA(*values))

@@ -63,9 +63,7 @@ def ensemble_gradients(
         >>> def linear(theta, images):
         ...     return images.flatten(1) @ theta.reshape(4, 2)
         >>> thetas, images = torch.zeros(3, 8), torch.ones(3, 1, 1, 2, 2)
-        >>> grads, logits = ensemble_gradients(
-        ...     linear, thetas, images, torch.ones(3, 1, dtype=torch.int64), True
-        ... )
+        >>> grads, logits = ensemble_gradients(linear, thetas, images, torch.ones(3, 1, dtype=torch.int64), True)
         >>> grads[0].tolist(), logits.shape
         ([0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5], torch.Size([3, 1, 2]))
     """

@@ -1,5 +1,6 @@
 """Evaluation: train fresh networks on a synthetic set alone, test them on real data."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class EvaluationResult:
     @property
     def std(self) -> float:
         """Population standard deviation over the networks, as the field reports it."""
-        return (sum((a - self.mean) ** 2 for a in self.accuracies) / len(self.accuracies)) ** 0.5
+        return math.sqrt(sum((a - self.mean) ** 2 for a in self.accuracies) / len(self.accuracies))
 
 
 def train_fresh_networks(

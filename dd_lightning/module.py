@@ -22,13 +22,11 @@ from dd_lightning.objectives import MatchingObjective, ScoredCandidate, Trajecto
 from dd_lightning.pools import CandidateKey, CandidatePool, PoolSetup, TrajectoryPool
 from dd_lightning.real import RealSet
 from dd_lightning.recipes import ExpertRecipe
-from dd_lightning.scalars import log_scalars
+from dd_lightning.scalars import log_scalars, logs_now
 from dd_lightning.synthetic import Initialisation, LabelKind, SyntheticSet, class_labels, initial_images
 
 DEFAULT_STEPS = 2000
 """Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
-
-Scored = ScoredCandidate[Any, Any, Any]
 
 
 class DistillationModule(LightningModule):
@@ -62,8 +60,8 @@ class DistillationModule(LightningModule):
 
     def __init__(
         self,
-        objective: MatchingObjective[Any, Any, Any] | None = None,
-        pool: CandidatePool[Any] | None = None,
+        objective: MatchingObjective | None = None,
+        pool: CandidatePool | None = None,
         network: NetworkSpec = "ConvNet-3",
         ipc: int = 1,
         init: Initialisation = "real",
@@ -85,8 +83,8 @@ class DistillationModule(LightningModule):
             raise InputError(f"student_lr is {student_lr}; the student's learning rate must start above 0")
         if student_lr_floor is not None and student_lr_floor <= 0:
             raise InputError(f"student_lr_floor is {student_lr_floor}; give a positive number, or null for no floor")
-        self.objective: MatchingObjective[Any, Any, Any] = objective or TrajectoryMatching()
-        self.pool: CandidatePool[Any] = pool or TrajectoryPool()
+        self.objective: MatchingObjective = objective or TrajectoryMatching()
+        self.pool: CandidatePool = pool or TrajectoryPool()
         self.network_spec = network
         self.ipc = ipc
         self.init_kind: Initialisation = init
@@ -108,7 +106,7 @@ class DistillationModule(LightningModule):
         self._network: FunctionalNetwork | None = None
         self._real: RealSet | None = None
         self._started = time.perf_counter()
-        self._selected: tuple[Scored, list[CandidateKey]] | None = None
+        self._selected: tuple[ScoredCandidate, list[CandidateKey]] | None = None
         self._refresh_due: tuple[CandidateKey, list[CandidateKey]] | None = None
         self._begun_step = -1
         self._draw: Any = None
@@ -154,7 +152,7 @@ class DistillationModule(LightningModule):
     @property
     def student_lr(self) -> float:
         """The student's current learning rate, with the floor applied."""
-        value = float(self.synthetic_set.student_lr)
+        value = float(self.synthetic_set.student_lr.detach())
         return value if self.student_lr_floor is None else max(value, self.student_lr_floor)
 
     @property
@@ -173,17 +171,15 @@ class DistillationModule(LightningModule):
         self._begin_step()
         return self.pool.draw(count, self.context())
 
-    def score(self, keys: Sequence[CandidateKey]) -> list[Scored]:
+    def score(self, keys: Sequence[CandidateKey]) -> list[ScoredCandidate]:
         """Score candidates on the current synthetic set, all with the same draws."""
         self._begin_step()
         synthetic, real = self.synthetic_set, self.real
-        scored = [
-            self.objective.score(synthetic, real, self.network, self.pool.load(key), self._draw) for key in keys
-        ]
+        scored = [self.objective.score(synthetic, real, self.network, self.pool.load(key), self._draw) for key in keys]
         self.candidate_evaluations += len(scored)
         return scored
 
-    def select(self, scored: Scored, drawn: Sequence[CandidateKey]) -> None:
+    def select(self, scored: ScoredCandidate, drawn: Sequence[CandidateKey]) -> None:
         """Fix what this step learns from, in place of a uniform draw.
 
         Args:
@@ -251,9 +247,7 @@ class DistillationModule(LightningModule):
         if synthetic.label_kind == "soft":
             synthetic.targets.requires_grad_(self.label_lr > 0)
             if self.label_lr > 0:
-                groups.append(
-                    {"params": [synthetic.targets], "lr": self.label_lr, "momentum": self.label_momentum}
-                )
+                groups.append({"params": [synthetic.targets], "lr": self.label_lr, "momentum": self.label_momentum})
         return torch.optim.SGD(groups, lr=self.image_lr, momentum=self.momentum)
 
     # Setting up and resuming
@@ -350,9 +344,9 @@ class DistillationModule(LightningModule):
 
     # Logging
 
-    def _log_step(self, scored: Scored) -> None:
+    def _log_step(self, scored: ScoredCandidate) -> None:
         self.log("loss", scored.loss, prog_bar=True, logger=False)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if logs_now(self.trainer):
             peak = peak_memory_bytes(self.device)
             values = {
                 "distill/loss": float(scored.loss),

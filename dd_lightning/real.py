@@ -41,9 +41,7 @@ class RealSet:
                 "a real set needs one int64 label per image: pass class numbers"
             )
         if num_classes < 1:
-            raise InputError(
-                f"num_classes is {num_classes}; a real set needs at least 1: pass the number of classes"
-            )
+            raise InputError(f"num_classes is {num_classes}; a real set needs at least 1: pass the number of classes")
         on_host = labels.cpu()
         if len(labels) and not 0 <= int(on_host.min()) <= int(on_host.max()) < num_classes:
             raise InputError(
@@ -95,9 +93,7 @@ class RealSet:
             InputError: If there is no such class.
         """
         if not 0 <= label < self.num_classes:
-            raise InputError(
-                f"class {label} is outside 0 .. {self.num_classes - 1}: ask for a class that exists"
-            )
+            raise InputError(f"class {label} is outside 0 .. {self.num_classes - 1}: ask for a class that exists")
         return self._by_class[label].to(self.images.device)
 
     def sample_per_class(self, count: int, generator: torch.Generator) -> Tensor:

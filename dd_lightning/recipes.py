@@ -52,17 +52,11 @@ class ExpertRecipe:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"expert lr is {self.lr}, it must be above 0; the usual value is 0.01")
         if not 0 <= self.momentum < 1:
-            raise InputError(
-                f"expert momentum is {self.momentum}, it must be in [0, 1); the usual value is 0"
-            )
+            raise InputError(f"expert momentum is {self.momentum}, it must be in [0, 1); the usual value is 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(
-                f"expert weight_decay is {self.weight_decay}, it must be at least 0; use 0 for none"
-            )
+            raise InputError(f"expert weight_decay is {self.weight_decay}, it must be at least 0; use 0 for none")
         if self.batch_size < 1:
-            raise InputError(
-                f"expert batch_size is {self.batch_size}, it must be at least 1; the usual value is 256"
-            )
+            raise InputError(f"expert batch_size is {self.batch_size}, it must be at least 1; the usual value is 256")
 
     def learning_rate(self, epoch: int, epochs: int) -> float:
         """Return the learning rate of one epoch.

@@ -1,5 +1,6 @@
 """The tables that a command closes with."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def percent(accuracies: Sequence[float]) -> str:
         '60.0 ± 10.0 %'
     """
     mean = sum(accuracies) / len(accuracies)
-    std = (sum((a - mean) ** 2 for a in accuracies) / len(accuracies)) ** 0.5
+    std = math.sqrt(sum((a - mean) ** 2 for a in accuracies) / len(accuracies))
     return f"{100 * mean:.1f} ± {100 * std:.1f} %"
 
 

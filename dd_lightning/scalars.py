@@ -13,3 +13,9 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> Non
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics(dict(values), step=step)
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Tell whether the Trainer's ``log_every_n_steps`` asks for this step's values."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # one of Lightning's connectors sets it
+    return every > 0 and trainer.global_step % every == 0

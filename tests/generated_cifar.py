@@ -49,9 +49,7 @@ def write_cifar10(root: Path, images_per_class: int, seed: int = 0) -> None:
     images, labels = _draw(10, images_per_class, seed, "train")
     parts = zip(torch.tensor_split(images, 5), torch.tensor_split(labels, 5), strict=True)
     for number, (some_images, some_labels) in enumerate(parts, start=1):
-        _write_batch10(
-            folder / f"data_batch_{number}", some_images, some_labels, f"training batch {number} of 5"
-        )
+        _write_batch10(folder / f"data_batch_{number}", some_images, some_labels, f"training batch {number} of 5")
     _write_batch10(folder / "test_batch", *_draw(10, images_per_class, seed, "test"), "testing batch 1 of 1")
     meta = {"num_cases_per_batch": 2 * images_per_class, "label_names": CIFAR10_NAMES, "num_vis": 3072}
     _write_pickle(folder / "batches.meta", meta)

@@ -25,9 +25,7 @@ def test_decode_undoes_encode(space: ColorSpace) -> None:
     images = pixels()
     torch.testing.assert_close(space.decode(space.encode(images)), images, atol=2e-5, rtol=0)
     beyond = torch.full_like(images, 3.0)
-    torch.testing.assert_close(
-        space.decode(space.encode(beyond)), beyond, atol=2e-5, rtol=2e-5
-    )  # not clamped
+    torch.testing.assert_close(space.decode(space.encode(beyond)), beyond, atol=2e-5, rtol=2e-5)  # not clamped
 
 
 @pytest.mark.parametrize("space", spaces(), ids=lambda space: space.kind)

@@ -62,9 +62,7 @@ def test_gradients_come_without_a_graph_even_where_gradients_are_off(
     thetas, images, labels = stacks
     with torch.no_grad():
         off, _ = ensemble_gradients(network, thetas, images, labels, vectorised)
-    on, logits = ensemble_gradients(
-        network, thetas.requires_grad_(), images.requires_grad_(), labels, vectorised
-    )
+    on, logits = ensemble_gradients(network, thetas.requires_grad_(), images.requires_grad_(), labels, vectorised)
     assert torch.equal(on, off)
     assert not on.requires_grad
     assert not logits.requires_grad

@@ -10,9 +10,7 @@ LABELS = torch.tensor([2, 0, 1, 2, 2, 0, 1, 0, 2, 0, 1, 1, 1])
 
 def make_set(labels: torch.Tensor = LABELS, num_classes: int = 3) -> RealSet:
     """Image i is filled with i, so an index can be read off an image."""
-    images = (
-        torch.arange(len(labels), dtype=torch.float32)[:, None, None, None].expand(-1, 2, 4, 5).contiguous()
-    )
+    images = torch.arange(len(labels), dtype=torch.float32)[:, None, None, None].expand(-1, 2, 4, 5).contiguous()
     return RealSet(images, labels, num_classes)
 
 
@@ -102,9 +100,7 @@ def test_host_generator_gives_the_same_indices_on_the_gpu() -> None:
 
 def test_errors_name_the_value_and_the_limit() -> None:
     real = make_set()
-    with pytest.raises(
-        InputError, match=r"5 images per class .* class 0, the smallest, has 4: ask for 1 \.\. 4"
-    ):
+    with pytest.raises(InputError, match=r"5 images per class .* class 0, the smallest, has 4: ask for 1 \.\. 4"):
         real.sample_per_class(5, step_generator(0, 0, "batch"))
     with pytest.raises(InputError, match=r"class 3 of 4 has no image"):
         make_set(num_classes=4)

@@ -3,7 +3,7 @@
 import csv
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from dd_lightning.formats import write_atomically
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
-from dd_lightning.networks import FunctionalNetwork, network_name
+from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.real import RealSet
 from dd_lightning.scalars import log_scalars
 from dd_lightning.synthetic import class_labels, initial_images
@@ -62,6 +62,7 @@ class EvalCallback(Callback):
         num_networks: Fresh networks per architecture and point; 5 in the literature.
         recipe: Published protocol.
         epochs: Epochs, if other than the protocol's.
+        augmentation: DSA strategy, if other than the protocol's; "none" switches it off.
         split: Held-out data to test on: ``test``, or ``val`` where the data has a ``val_fraction``.
         compare_random: At the end, evaluate the same number of random real images by the same recipe and learning
             rate.
@@ -77,6 +78,7 @@ class EvalCallback(Callback):
         num_networks: int = 5,
         recipe: str = "mtt",
         epochs: int | None = None,
+        augmentation: str | None = None,
         split: Literal["test", "val"] = "test",
         compare_random: bool = True,
     ) -> None:
@@ -88,7 +90,11 @@ class EvalCallback(Callback):
         self.network_specs = networks
         self.num_networks = num_networks
         chosen = get_recipe(recipe)
-        self.recipe = chosen if epochs is None else replace(chosen, epochs=epochs)
+        self.recipe = replace(
+            chosen,
+            epochs=chosen.epochs if epochs is None else epochs,
+            augmentation=chosen.augmentation if augmentation is None else augmentation,
+        )
         self.split: Literal["test", "val"] = split
         self.compare_random = compare_random
         self.points: list[EvaluationPoint] = []
@@ -101,7 +107,7 @@ class EvalCallback(Callback):
         module = _distillation(pl_module)
         data = module.datamodule
         self._held_out = data.held_out(self.split).to(module.device)
-        specs = self.network_specs or [module.network_spec]
+        specs: Sequence[NetworkSpec] = self.network_specs or [module.network_spec]
         self._networks = [
             FunctionalNetwork(spec, data.image_shape, data.num_classes).to(module.device) for spec in specs
         ]
@@ -136,9 +142,7 @@ class EvalCallback(Callback):
         if not any(point.step == trainer.global_step for point in self.points):
             self._evaluate(trainer, module)
         if self.compare_random:
-            images = initial_images(
-                module.real, module.ipc, "real", step_generator(module.seed, 0, "random-real")
-            )
+            images = initial_images(module.real, module.ipc, "real", step_generator(module.seed, 0, "random-real"))
             labels = class_labels(module.datamodule.num_classes, module.ipc).to(images.device)
             self.random_real = self._train_and_test(
                 trainer, module, self._networks[0], images, labels, "random real images"
@@ -185,19 +189,23 @@ class EvalCallback(Callback):
         if self._held_out is None:
             raise RuntimeError("EvalCallback.on_fit_start has not been called")
         # Gradients are needed here whatever hook calls, and the global random state is never touched.
-        with torch.inference_mode(False), torch.enable_grad():
-            with _progress(trainer, f"{what}: {self.num_networks} x {network.name}", self.recipe.epochs) as on_epoch:
-                result = evaluate_synthetic_set(
-                    images,
-                    targets,
-                    module.student_lr,
-                    self._held_out,
-                    network,
-                    self.recipe,
-                    self.num_networks,
-                    module.seed,
-                    on_epoch,
-                )
+        title = f"{what}: {self.num_networks} x {network.name}"
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            _progress(trainer, title, self.recipe.epochs) as on_epoch,
+        ):
+            result = evaluate_synthetic_set(
+                images,
+                targets,
+                module.student_lr,
+                self._held_out,
+                network,
+                self.recipe,
+                self.num_networks,
+                module.seed,
+                on_epoch,
+            )
         return EvaluationPoint(trainer.global_step, network.name, result.accuracies, result.seconds)
 
     def _log(self, trainer: Trainer, step: int) -> None:
@@ -215,8 +223,12 @@ class EvalCallback(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
     def _log_hyperparameters(self, trainer: Trainer, module: DistillationModule) -> None:
-        metrics = {f"hp/{network.name}/accuracy_last": self.last(network.name).result.mean for network in self._networks}
-        metrics |= {f"hp/{network.name}/accuracy_best": self.best(network.name).result.mean for network in self._networks}
+        metrics = {
+            f"hp/{network.name}/accuracy_last": self.last(network.name).result.mean for network in self._networks
+        }
+        metrics |= {
+            f"hp/{network.name}/accuracy_best": self.best(network.name).result.mean for network in self._networks
+        }
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
@@ -225,7 +237,9 @@ class EvalCallback(Callback):
     def _csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["step", "network", "mean", "std", "seconds", *(f"accuracy_{i}" for i in range(self.num_networks))])
+        writer.writerow(
+            ["step", "network", "mean", "std", "seconds", *(f"accuracy_{i}" for i in range(self.num_networks))]
+        )
         for point in self.points:
             result = point.result
             writer.writerow([point.step, point.network, result.mean, result.std, point.seconds, *point.accuracies])

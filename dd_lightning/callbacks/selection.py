@@ -11,7 +11,7 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.selection import Favor, Normalize, entropy, sample_index, selection_probabilities
 from dd_lightning.module import DistillationModule
 from dd_lightning.pools import CandidateKey
-from dd_lightning.scalars import log_scalars
+from dd_lightning.scalars import log_scalars, logs_now
 
 REPORT_AFTER = 10
 """Selections after which the effective number of candidates is reported, once."""
@@ -118,7 +118,7 @@ class TrajectorySelectionCallback(Callback):
             effective = self._effective_sum / REPORT_AFTER
             remedy = "" if 1.05 < effective < 0.99 * self.num_candidates else "; selection.normalize changes that"
             rank_zero_info(f"selection: {effective:.2f} of {self.num_candidates} candidates in effect{remedy}")
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if logs_now(trainer):
             values = {
                 "selection/loss_mean": float(losses.mean()),
                 "selection/loss_chosen": float(losses[index]),

@@ -41,9 +41,7 @@ def collect(items: Iterable[tuple[object, object]], count: int, title: str) -> t
         images.append(tensor)
         labels.append(int(label))  # type: ignore[call-overload]  # int, numpy integer or 0-d tensor
     if not images:
-        raise InputError(
-            f"{title} has no image; at least 1 per class is needed: point to a data set with images"
-        )
+        raise InputError(f"{title} has no image; at least 1 per class is needed: point to a data set with images")
     return torch.stack(images), torch.tensor(labels)
 
 

@@ -60,9 +60,7 @@ class DatasetDataModule(DistillationDataModule):
         dataset = self._datasets[train]
         title = f"{'train' if train else 'test'} data of {self.name}"
         if not isinstance(dataset, Sized):
-            raise InputError(
-                f"the {title}, a {type(dataset).__name__}, has no length: pass a map-style dataset"
-            )
+            raise InputError(f"the {title}, a {type(dataset).__name__}, has no length: pass a map-style dataset")
         return collect((dataset[index] for index in range(len(dataset))), len(dataset), title)
 
     def load_class_names(self) -> list[str] | None:

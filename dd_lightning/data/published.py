@@ -48,9 +48,7 @@ def read_published(
             f"{title} in {place / files} cannot be read ({_first_line(error)}): delete it and fetch it again"
         ) from error
     if remedy is not None and (place / files).exists():
-        raise InputError(
-            f"{title} in {place / files} is incomplete or differs from the published files: {remedy}"
-        )
+        raise InputError(f"{title} in {place / files} is incomplete or differs from the published files: {remedy}")
     if fetch is None:
         raise InputError(
             f"{title} is not in {place / files} and download is off: set root to the folder that holds it, "

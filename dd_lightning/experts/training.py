@@ -203,9 +203,7 @@ class ExpertTraining(LightningModule):
             draw = self._augmentation.draw(generator, len(chosen), self._real.image_shape[1:])
             images.append(augment(self._real.images[chosen], draw))
             labels.append(self._real.labels[chosen])
-        gradients, logits = ensemble_gradients(
-            self._network[0], list(self.experts), images, labels, self.vectorised
-        )
+        gradients, logits = ensemble_gradients(self._network[0], list(self.experts), images, labels, self.vectorised)
         for weights, gradient in zip(self.experts, gradients, strict=True):
             weights.grad = gradient
         self._optimizer().step()

@@ -66,8 +66,7 @@ def write_all_atomically(files: Iterable[tuple[Path, bytes]]) -> None:
             temporary.replace(target)
     except OSError as error:
         raise InputError(
-            f"cannot write {target}: {error.strerror or error}; free some space or choose a path that can "
-            "be written"
+            f"cannot write {target}: {error.strerror or error}; free some space or choose a path that can be written"
         ) from error
     finally:
         for temporary in temporaries.values():

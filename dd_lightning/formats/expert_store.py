@@ -144,9 +144,7 @@ class ExpertStore:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(
-                f"expert store {self.path} is a file, it must be a directory; choose another path"
-            )
+            raise InputError(f"expert store {self.path} is a file, it must be a directory; choose another path")
 
     def file(self, id: int) -> Path:
         """Return where expert ``id`` is, or would be."""
@@ -319,9 +317,7 @@ class ExpertStore:
             yield file
 
     def _unreadable(self, id: int, why: str) -> InputError:
-        return InputError(
-            f"cannot read expert {self.file(id)}: {why}; delete it, and it will be trained again"
-        )
+        return InputError(f"cannot read expert {self.file(id)}: {why}; delete it, and it will be trained again")
 
 
 def _serialised(
@@ -346,9 +342,7 @@ def _serialised(
     tensors = {"trajectory": trajectory}
     if momentum is not None:
         tensors["momentum"] = momentum
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()
-    }
+    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     text = json.dumps(
         {
             "format": FORMAT,

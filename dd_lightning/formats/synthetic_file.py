@@ -80,13 +80,9 @@ class SyntheticFile:
                 f"{self.ipc} need torch.float32 [{count}, channels, height, width]; give that many images"
             )
         if self.label_kind not in get_args(LabelKind):
-            raise InputError(
-                f"label kind is {self.label_kind!r}; use one of {', '.join(get_args(LabelKind))}"
-            )
+            raise InputError(f"label kind is {self.label_kind!r}; use one of {', '.join(get_args(LabelKind))}")
         if self.color_space not in get_args(ColorSpaceKind):
-            raise InputError(
-                f"colour space is {self.color_space!r}; use one of {', '.join(get_args(ColorSpaceKind))}"
-            )
+            raise InputError(f"colour space is {self.color_space!r}; use one of {', '.join(get_args(ColorSpaceKind))}")
         hard = self.label_kind == "hard"
         shape = (count,) if hard else (count, self.num_classes)
         if self.labels.shape != shape or (
@@ -98,8 +94,7 @@ class SyntheticFile:
             )
         if self.class_names and len(self.class_names) != self.num_classes:
             raise InputError(
-                f"{len(self.class_names)} class names for {self.num_classes} classes; give one per class or "
-                "none"
+                f"{len(self.class_names)} class names for {self.num_classes} classes; give one per class or none"
             )
         if self.factor < 1 or self.effective_ipc < self.ipc:
             raise InputError(
@@ -174,9 +169,7 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise InputError(
-            f"there is no synthetic set at {path}; check the path or distil one first"
-        ) from error
+        raise InputError(f"there is no synthetic set at {path}; check the path or distil one first") from error
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(
             f"cannot read {path}: it is damaged or not a safetensors file; copy it again or distil it again"
@@ -199,9 +192,7 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
         return SyntheticFile(
             images=tensors.pop("images"),
             labels=tensors.pop("labels"),
-            color_space_tensors={
-                name.removeprefix(_COLOR_PREFIX): tensor for name, tensor in tensors.items()
-            },
+            color_space_tensors={name.removeprefix(_COLOR_PREFIX): tensor for name, tensor in tensors.items()},
             **{name: values[name] for name in _TEXT_FIELDS},
         )
     except KeyError as error:

@@ -153,9 +153,7 @@ class DSA:
 
         def uniform(columns: int) -> Tensor:
             # float32 whatever the images are: both precisions then see the very same numbers.
-            return torch.rand(
-                samples, columns, generator=generator, device=generator.device, dtype=torch.float32
-            )
+            return torch.rand(samples, columns, generator=generator, device=generator.device, dtype=torch.float32)
 
         def integers(low: int, high: int) -> Tensor:
             drawn = torch.randint(low, high + 1, (samples,), generator=generator, device=generator.device)
@@ -193,9 +191,7 @@ class DSA:
             limit_angle = math.radians(self.rotate)
             values = (uniform(1) * 2 - 1) * limit_angle
             aspect = (size[1] - 1) / (size[0] - 1)
-            extent = _gather_radius(
-                _rotated_reach(1 / aspect, limit_angle), _rotated_reach(aspect, limit_angle)
-            )
+            extent = _gather_radius(_rotated_reach(1 / aspect, limit_angle), _rotated_reach(aspect, limit_angle))
         return AugmentationDraw(operation, values, size, extent)
 
 
@@ -386,9 +382,7 @@ def _apply_shift(images: Tensor, offsets: Tensor) -> Tensor:
     return shifted
 
 
-def _apply_warp(
-    images: Tensor, matrices: Tensor, extent: tuple[int, int], transposed: bool = False
-) -> Tensor:
+def _apply_warp(images: Tensor, matrices: Tensor, extent: tuple[int, int], transposed: bool = False) -> Tensor:
     warped: Tensor = _Warp.apply(images, matrices, extent, transposed)
     return warped
 
@@ -423,9 +417,7 @@ def _gather_transposed(cotangent: Tensor, matrices: Tensor, extent: tuple[int, i
 
     steps_y = torch.arange(-extent[0], extent[0] + 1, device=device)
     steps_x = torch.arange(-extent[1], extent[1] + 1, device=device)
-    steps_y, steps_x = (
-        steps.flatten()[:, None, None] for steps in torch.meshgrid(steps_y, steps_x, indexing="ij")
-    )
+    steps_y, steps_x = (steps.flatten()[:, None, None] for steps in torch.meshgrid(steps_y, steps_x, indexing="ij"))
     rows, columns = near_y + steps_y, near_x + steps_x  # [n, K, H, W], K output pixels for each input pixel
     q_y, q_x = rows.to(dtype) - middle_y, columns.to(dtype) - middle_x
     weight_y = (1 - (yx * q_x + yy * q_y - p_y).abs()).clamp(min=0)

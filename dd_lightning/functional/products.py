@@ -69,7 +69,6 @@ def gradient_products(
         (12.0, 4.0, 6.0)
     """
     theta, images, targets = theta.detach(), images.detach(), targets.detach()
-    by_targets: Tensor | None = None
     if order == "forward_over_reverse":
         argnums = (0, 1, 2) if wrt_targets else (0, 1)
         # Only theta carries a tangent: images enter as constants, so their zero tangent costs no convolution.
@@ -82,7 +81,5 @@ def gradient_products(
         if wrt_targets:
             leaves.append(targets.requires_grad_())
         (g,) = torch.autograd.grad(loss(theta, images, targets), theta, create_graph=True)
-        hessian, by_images, *rest = torch.autograd.grad(g, leaves, tangent, materialize_grads=True)
-        if wrt_targets:
-            (by_targets,) = rest
-    return Products(g.detach(), hessian, by_images, by_targets)
+        products = torch.autograd.grad(g, leaves, tangent, materialize_grads=True)
+    return Products(g.detach(), products[0], products[1], products[2] if wrt_targets else None)

@@ -58,4 +58,5 @@ def entropy(probabilities: Tensor) -> Tensor:
         >>> round(float(entropy(torch.full((3,), 1 / 3)).exp()), 6)
         3.0
     """
-    return torch.special.entr(probabilities).sum()
+    total: Tensor = torch.special.entr(probabilities).sum()
+    return total

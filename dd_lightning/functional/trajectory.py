@@ -118,9 +118,7 @@ def unroll_adjoint(
         with torch.enable_grad():
             leaf = images[step.indices].detach().requires_grad_()
             batch = augment(leaf, step.augmentation)
-        products = gradient_products(
-            loss, theta, batch, targets[step.indices], a, wrt_targets=wrt_targets, order=order
-        )
+        products = gradient_products(loss, theta, batch, targets[step.indices], a, wrt_targets=wrt_targets, order=order)
         by_lr -= a @ products.gradient
         # The indices of a batch are distinct, so this is a plain assignment: deterministic on every device.
         by_images[step.indices] += torch.autograd.grad(batch, leaf, -lr * products.images)[0]

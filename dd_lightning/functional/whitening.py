@@ -54,8 +54,7 @@ def fit_zca(images: Tensor, eps: float = 0.1) -> ZCA:
     """
     if images.dim() != 4 or images.shape[0] < 2:
         raise InputError(
-            f"cannot fit ZCA on a tensor of shape {tuple(images.shape)}: give at least 2 images as [N, C, "
-            f"H, W]"
+            f"cannot fit ZCA on a tensor of shape {tuple(images.shape)}: give at least 2 images as [N, C, H, W]"
         )
     if not eps > 0:
         raise InputError(f"ZCA eps={eps} must be above 0: the reference uses 0.1")
@@ -95,9 +94,7 @@ def apply_zca(images: Tensor, zca: ZCA) -> Tensor:
     """
     _check(images, zca)
     mean, whiten = (part.to(images.device, torch.float64) for part in (zca.mean, zca.whiten))
-    chunks = [
-        ((rows.to(torch.float64) - mean) @ whiten).float() for rows in torch.split(images.flatten(1), _CHUNK)
-    ]
+    chunks = [((rows.to(torch.float64) - mean) @ whiten).float() for rows in torch.split(images.flatten(1), _CHUNK)]
     return torch.cat(chunks).view(images.shape)
 
 
@@ -116,9 +113,7 @@ def invert_zca(images: Tensor, zca: ZCA) -> Tensor:
     """
     _check(images, zca)
     mean, unwhiten = (part.to(images.device, torch.float64) for part in (zca.mean, zca.unwhiten))
-    chunks = [
-        (rows.to(torch.float64) @ unwhiten + mean).float() for rows in torch.split(images.flatten(1), _CHUNK)
-    ]
+    chunks = [(rows.to(torch.float64) @ unwhiten + mean).float() for rows in torch.split(images.flatten(1), _CHUNK)]
     return torch.cat(chunks).view(images.shape)
 
 

@@ -62,9 +62,7 @@ def known_names() -> tuple[str, ...]:
     return tuple(sorted(family.form for family in _FAMILIES.values()))
 
 
-def build_network(
-    spec: NetworkSpec, channels: int, num_classes: int, image_size: tuple[int, int]
-) -> nn.Module:
+def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
     """Build a freshly initialised network.
 
     Like any construction of a module, it draws from torch's global random state.
@@ -86,9 +84,7 @@ def build_network(
     name, factory = _resolve(spec)
     network = factory(channels, num_classes, image_size)
     if not isinstance(network, nn.Module):
-        raise InputError(
-            f"network {name!r} gave a {type(network).__name__}: its factory must return a torch.nn.Module"
-        )
+        raise InputError(f"network {name!r} gave a {type(network).__name__}: its factory must return a torch.nn.Module")
     return network
 
 

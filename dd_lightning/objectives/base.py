@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any
 
 from torch import Tensor
 
@@ -12,13 +12,9 @@ from dd_lightning.pools.base import Candidate
 from dd_lightning.real import RealSet
 from dd_lightning.synthetic import SyntheticSet
 
-CandidateT = TypeVar("CandidateT", bound=Candidate)
-DrawT = TypeVar("DrawT")
-WorkT = TypeVar("WorkT")
-
 
 @dataclass(frozen=True)
-class ScoredCandidate(Generic[CandidateT, DrawT, WorkT]):
+class ScoredCandidate:
     """A candidate with its matching loss on the current synthetic set.
 
     Attributes:
@@ -28,17 +24,20 @@ class ScoredCandidate(Generic[CandidateT, DrawT, WorkT]):
         work: Whatever scoring computed that the gradient can reuse.
     """
 
-    candidate: CandidateT
+    candidate: Candidate
     loss: Tensor
-    draw: DrawT
-    work: WorkT
+    draw: Any
+    work: Any
 
 
-class MatchingObjective(ABC, Generic[CandidateT, DrawT, WorkT]):
-    """Maps (S, T, candidate) to the matching loss."""
+class MatchingObjective(ABC):
+    """Maps (S, T, candidate) to the matching loss.
+
+    What a draw and a scoring consist of is each objective's own affair: callers pass them on unread.
+    """
 
     @abstractmethod
-    def draw(self, synthetic: SyntheticSet, real: RealSet, context: StepContext) -> DrawT:
+    def draw(self, synthetic: SyntheticSet, real: RealSet, context: StepContext) -> Any:  # noqa: ANN401
         """Make the step's random draws, the same for every candidate of the step."""
 
     @abstractmethod
@@ -47,18 +46,13 @@ class MatchingObjective(ABC, Generic[CandidateT, DrawT, WorkT]):
         synthetic: SyntheticSet,
         real: RealSet,
         network: FunctionalNetwork,
-        candidate: CandidateT,
-        draw: DrawT,
-    ) -> ScoredCandidate[CandidateT, DrawT, WorkT]:
+        candidate: Any,  # noqa: ANN401  (the candidates of the pool that the objective goes with)
+        draw: Any,  # noqa: ANN401
+    ) -> ScoredCandidate:
         """Compute the matching loss without a graph, keeping what the gradient can reuse."""
 
     @abstractmethod
-    def loss(
-        self,
-        synthetic: SyntheticSet,
-        network: FunctionalNetwork,
-        scored: ScoredCandidate[CandidateT, DrawT, WorkT],
-    ) -> Tensor:
+    def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         """Return the scored candidate's loss as a scalar with a gradient by the synthetic set's parameters."""
 
     def skips(self, loss: Tensor) -> bool:

@@ -27,11 +27,7 @@ from dd_lightning.real import RealSet
 from dd_lightning.synthetic import SyntheticSet
 
 
-StudentDraw = Sequence[InnerStep]
-StudentPath = Sequence[Tensor]
-
-
-class TrajectoryMatching(MatchingObjective[TrajectorySegment, StudentDraw, StudentPath]):
+class TrajectoryMatching(MatchingObjective):
     """Trajectory matching (MTT) with the exact gradient, in the memory of one student step.
 
     The loss is ||theta_N - target||^2 / ||start - target||^2 after ``syn_steps`` steps of plain SGD on the synthetic
@@ -71,13 +67,9 @@ class TrajectoryMatching(MatchingObjective[TrajectorySegment, StudentDraw, Stude
         del real  # trajectories hold all that is needed of T
         augment = context.generator("augment")
         height, width = synthetic.images.shape[-2:]
-        batches = permuted_batches(
-            len(synthetic), self.batch_syn, self.syn_steps, context.generator("batch")
-        )
+        batches = permuted_batches(len(synthetic), self.batch_syn, self.syn_steps, context.generator("batch"))
         return [
-            InnerStep(
-                batch.to(synthetic.images.device), self.augmentation.draw(augment, len(batch), (height, width))
-            )
+            InnerStep(batch.to(synthetic.images.device), self.augmentation.draw(augment, len(batch), (height, width)))
             for batch in batches
         ]
 
@@ -87,8 +79,8 @@ class TrajectoryMatching(MatchingObjective[TrajectorySegment, StudentDraw, Stude
         real: RealSet,
         network: FunctionalNetwork,
         candidate: TrajectorySegment,
-        draw: StudentDraw,
-    ) -> ScoredCandidate[TrajectorySegment, StudentDraw, StudentPath]:
+        draw: Sequence[InnerStep],
+    ) -> ScoredCandidate:
         """Run the student forward; its path serves the adjoint if this candidate is chosen."""
         del real
         with torch.no_grad():
@@ -107,7 +99,7 @@ class TrajectoryMatching(MatchingObjective[TrajectorySegment, StudentDraw, Stude
         self,
         synthetic: SyntheticSet,
         network: FunctionalNetwork,
-        scored: ScoredCandidate[TrajectorySegment, StudentDraw, StudentPath],
+        scored: ScoredCandidate,
     ) -> Tensor:
         """Return the scored loss; its backward is the adjoint of the student's path."""
         value: Tensor = _AdjointOfUnroll.apply(
@@ -135,17 +127,18 @@ class _AdjointOfUnroll(torch.autograd.Function):
         lr: Tensor,
         targets: Tensor,
         student: Loss,
-        scored: ScoredCandidate[TrajectorySegment, StudentDraw, StudentPath],
+        scored: ScoredCandidate,
     ) -> Tensor:
         ctx.save_for_backward(images, lr, targets)
         ctx.student, ctx.scored = student, scored
         return scored.loss.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         images, lr, targets = ctx.saved_tensors
-        candidate, path = ctx.scored.candidate, ctx.scored.work
+        candidate: TrajectorySegment = ctx.scored.candidate
+        path: list[Tensor] = ctx.scored.work
         cotangent = grad * trajectory_loss_gradient(path[-1], candidate.start, candidate.target)
         adjoint = unroll_adjoint(
             ctx.student,

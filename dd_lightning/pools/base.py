@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +29,6 @@ class Candidate:
 
     key: CandidateKey
 
-
-CandidateT = TypeVar("CandidateT", bound=Candidate)
 
 TrainExperts = Callable[[ExpertStore, ExpertIdentity, ExpertRecipe, int, int], None]
 """(store, identity, recipe, number of experts, epochs): bring the store up to that many experts and epochs."""
@@ -70,7 +68,7 @@ class FullSetAccuracies:
     description: str
 
 
-class CandidatePool(ABC, Generic[CandidateT]):
+class CandidatePool(ABC):
     """A set of candidates to draw from.
 
     Args:
@@ -95,7 +93,7 @@ class CandidatePool(ABC, Generic[CandidateT]):
         """Draw ``count`` distinct candidates uniformly from the stream "candidates"."""
 
     @abstractmethod
-    def load(self, key: CandidateKey) -> CandidateT:
+    def load(self, key: CandidateKey) -> Candidate:
         """Return a candidate, on the device."""
 
     @abstractmethod

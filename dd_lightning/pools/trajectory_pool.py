@@ -29,7 +29,7 @@ class TrajectorySegment(Candidate):
     target: Tensor
 
 
-class TrajectoryPool(CandidatePool[TrajectorySegment]):
+class TrajectoryPool(CandidatePool):
     """Stored expert trajectories; a candidate is a segment (expert, epoch t -> t + expert_epochs).
 
     Start epochs are integers in [min_start_epoch, max_start_epoch). Only two rows of a file are read per candidate.

@@ -50,9 +50,7 @@ def test_setup_reads_once_and_properties_need_no_setup(tmp_path: Path) -> None:
 
 def test_val_is_stratified_and_never_overlaps_train(tmp_path: Path) -> None:
     images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
-    data = FixedDataModule(
-        images, torch.arange(40) % 4, root=str(tmp_path), val_fraction=0.3, color_space="pixel"
-    )
+    data = FixedDataModule(images, torch.arange(40) % 4, root=str(tmp_path), val_fraction=0.3, color_space="pixel")
     assert data.val is not None
     assert data.val.class_counts == (3, 3, 3, 3)
     assert data.train.class_counts == (7, 7, 7, 7)
@@ -95,9 +93,7 @@ def test_normalized_space_is_fitted_on_train_alone(tmp_path: Path) -> None:
     data = small(tmp_path, val_fraction=0.3)
     assert isinstance(data.space, NormalizedSpace)
     torch.testing.assert_close(data.train.images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-6, rtol=0)
-    torch.testing.assert_close(
-        data.train.images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(data.train.images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
     assert data.val is not None
     assert data.val.images.mean(dim=(0, 2, 3)).abs().max() > 1e-3
 

@@ -22,9 +22,7 @@ from tests.generated_cifar import (
 
 def nearest_mean_accuracy(data: CIFAR10DataModule) -> float:
     """Accuracy of the simplest classifier: the nearest class mean."""
-    means = torch.stack(
-        [data.train.images[data.train.class_indices(c)].mean(0) for c in range(data.num_classes)]
-    )
+    means = torch.stack([data.train.images[data.train.class_indices(c)].mean(0) for c in range(data.num_classes)])
     guess = torch.cdist(data.test.images.flatten(1), means.flatten(1)).argmin(1)
     return (guess == data.test.labels).float().mean().item()
 
@@ -72,9 +70,7 @@ def test_generated_files_follow_the_seed(tmp_path: Path) -> None:
 def test_files_that_differ_are_refused_and_not_overwritten(tmp_path: Path) -> None:
     write_cifar10(tmp_path, images_per_class=1, seed=0)
     before = (tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes()
-    with pytest.raises(
-        InputError, match=r"differs from the published files: .* set verify to false"
-    ) as caught:
+    with pytest.raises(InputError, match=r"differs from the published files: .* set verify to false") as caught:
         CIFAR10DataModule(str(tmp_path)).setup()
     assert str((tmp_path / "cifar-10-batches-py").absolute()) in str(caught.value)
     assert (tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes() == before
@@ -90,9 +86,7 @@ def test_incomplete_files_are_not_overwritten_either(tmp_path: Path) -> None:
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
     write_cifar10(tmp_path, images_per_class=1, seed=0)
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"")
-    with pytest.raises(
-        InputError, match=r"CIFAR-10 in .*cifar-10-batches-py cannot be read \(.*\): delete it"
-    ):
+    with pytest.raises(InputError, match=r"CIFAR-10 in .*cifar-10-batches-py cannot be read \(.*\): delete it"):
         CIFAR10DataModule(str(tmp_path), verify=False).setup()
 
 
@@ -107,9 +101,7 @@ def test_missing_data_names_the_folder_and_the_fix(tmp_path: Path, monkeypatch: 
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", offline)
-    with pytest.raises(
-        InputError, match=r"could not be fetched \(.*no route to host.*\): copy it there"
-    ) as caught:
+    with pytest.raises(InputError, match=r"could not be fetched \(.*no route to host.*\): copy it there") as caught:
         CIFAR100DataModule().setup()
     assert str(expected) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -60,9 +60,7 @@ def test_two_modules_have_their_own_names() -> None:
 def test_many_images_show_progress(monkeypatch: pytest.MonkeyPatch, threshold: int, hidden: bool) -> None:
     bars: list[tuple[str, int, bool]] = []
 
-    def note(
-        items: Iterable[object], title: str, total: int, transient: bool, disable: bool
-    ) -> Iterable[object]:
+    def note(items: Iterable[object], title: str, total: int, transient: bool, disable: bool) -> Iterable[object]:
         assert transient
         bars.append((title, total, disable))
         return items
@@ -78,9 +76,7 @@ def test_many_images_show_progress(monkeypatch: pytest.MonkeyPatch, threshold: i
 def test_errors() -> None:
     image = PIXELS[0].permute(2, 0, 1)
     uneven = Pairs([(image, 0), (image[:, :2], 1)])
-    with pytest.raises(
-        InputError, match=r"train data of custom, image 1 is torch.uint8 \[3, 2, 6\] but image 0"
-    ):
+    with pytest.raises(InputError, match=r"train data of custom, image 1 is torch.uint8 \[3, 2, 6\] but image 0"):
         DatasetDataModule(uneven, uneven).setup()
     words = Pairs([("word", 0)])
     with pytest.raises(InputError, match=r"image 0 is a str: it must be a tensor, an array or a PIL image"):
@@ -99,9 +95,7 @@ def test_errors() -> None:
     with pytest.raises(InputError, match=r"a Stream, has no length: pass a map-style dataset"):
         DatasetDataModule(Stream(), Stream()).setup()
     two, three = (Pairs([(image, label) for label in range(count)]) for count in (2, 3))
-    with pytest.raises(
-        InputError, match=r"the test split of custom: labels run from 0 to 2, outside 0 \.\. 1"
-    ):
+    with pytest.raises(InputError, match=r"the test split of custom: labels run from 0 to 2, outside 0 \.\. 1"):
         DatasetDataModule(two, three).setup()
     with pytest.raises(InputError, match=r"the train split of custom: class 2 of 3 has no image"):
         DatasetDataModule(two, two, num_classes=3).setup()

@@ -10,9 +10,7 @@ from dd_lightning.functional.errors import InputError
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
-def write_images(
-    root: Path, splits: tuple[str, ...] = ("train", "test"), size: tuple[int, int] = (12, 8)
-) -> None:
+def write_images(root: Path, splits: tuple[str, ...] = ("train", "test"), size: tuple[int, int] = (12, 8)) -> None:
     for split in splits:
         for name, color in COLORS.items():
             (root / split / name).mkdir(parents=True)

@@ -4,9 +4,7 @@ import torch
 from dd_lightning.data.splits import stratified_split
 from dd_lightning.functional.errors import InputError
 
-LABELS = torch.tensor([0] * 10 + [1] * 25 + [2] * 5)[
-    torch.randperm(40, generator=torch.Generator().manual_seed(0))
-]
+LABELS = torch.tensor([0] * 10 + [1] * 25 + [2] * 5)[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
 
 
 def test_every_class_gives_its_exact_share() -> None:

@@ -50,13 +50,9 @@ def test_a_whole_run_sees_each_step_once(tmp_path: Path) -> None:
     assert len(StepLoader(trainer)) == 7
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The dirpath has changed:UserWarning"
-)  # each run writes its own checkpoints
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # each run writes its own checkpoints
 @pytest.mark.parametrize(("stop", "max_steps"), [(1, 7), (3, 7), (6, 7), (7, 7), (7, 10)])
-def test_a_resumed_run_sees_exactly_the_steps_that_were_left(
-    tmp_path: Path, stop: int, max_steps: int
-) -> None:
+def test_a_resumed_run_sees_exactly_the_steps_that_were_left(tmp_path: Path, stop: int, max_steps: int) -> None:
     def keep_all(folder: str) -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
@@ -81,18 +77,14 @@ def test_a_run_can_be_stopped_early_and_go_on(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
 
     second, resumed = Recorder(), make_trainer(tmp_path, max_steps=9, enable_checkpointing=False)
-    resumed.fit(
-        second, datamodule=DigitsDataModule(root=str(tmp_path)), ckpt_path=str(tmp_path / "stopped.ckpt")
-    )
+    resumed.fit(second, datamodule=DigitsDataModule(root=str(tmp_path)), ckpt_path=str(tmp_path / "stopped.ckpt"))
     assert second.seen == [4, 5, 6, 7, 8]
     assert resumed.global_step == 9
 
 
 def test_an_endless_run_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
-    with pytest.raises(
-        InputError, match=r"trainer.max_steps is -1; .* at least 1 step: set trainer.max_steps"
-    ):
+    with pytest.raises(InputError, match=r"trainer.max_steps is -1; .* at least 1 step: set trainer.max_steps"):
         trainer.fit(Recorder(), datamodule=DigitsDataModule(root=str(tmp_path)))
     with pytest.raises(InputError, match="there is no trainer"):
         DigitsDataModule(root=str(tmp_path)).train_dataloader()

@@ -33,7 +33,5 @@ def test_missing_and_differing_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"SVHN is not in .*train_32x32.mat and download is off"):
         SVHNDataModule(str(tmp_path), download=False).setup()
     write_svhn(tmp_path)
-    with pytest.raises(
-        InputError, match=r"train_32x32.mat is incomplete or differs .*: delete it to fetch it again$"
-    ):
+    with pytest.raises(InputError, match=r"train_32x32.mat is incomplete or differs .*: delete it to fetch it again$"):
         SVHNDataModule(str(tmp_path)).setup()

@@ -22,9 +22,7 @@ from dd_lightning.real import RealSet
 from dd_lightning.recipes import ExpertRecipe
 
 # Lightning 2.6 with torch 2.14, for the Trainers that these tests make themselves.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
-)
+pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 
 SHAPE, CLASSES, COUNT = (1, 8, 8), 3, 50
 MOMENTUM = ExpertRecipe(lr=0.05, momentum=0.9, weight_decay=1e-3, batch_size=16, seed=7)
@@ -82,9 +80,7 @@ def whole(store: ExpertStore, id: int) -> Tensor:
     return store.rows(id, range(store.epochs(id) + 1))
 
 
-def reference(
-    network: FunctionalNetwork, recipe: ExpertRecipe, id: int, epochs: int
-) -> tuple[Tensor, list[float]]:
+def reference(network: FunctionalNetwork, recipe: ExpertRecipe, id: int, epochs: int) -> tuple[Tensor, list[float]]:
     """One expert by torch.optim.SGD on an ordinary module, one batch after another."""
     module = small_network(SHAPE[0], CLASSES, SHAPE[1:])
     seed = step_generator(recipe.seed, 0, f"expert-{id}/initial").initial_seed()
@@ -148,22 +144,8 @@ def test_experts_learn_and_differ(train: Train, network: FunctionalNetwork) -> N
         assert len(held_out) == 8
         last = held_out[-1]
         assert last is not None
-        before = (
-            network(store.rows(id, [0])[0], HELD_OUT.images)
-            .argmax(1)
-            .eq(HELD_OUT.labels)
-            .double()
-            .mean()
-            .item()
-        )
-        after = (
-            network(store.rows(id, [8])[0], HELD_OUT.images)
-            .argmax(1)
-            .eq(HELD_OUT.labels)
-            .double()
-            .mean()
-            .item()
-        )
+        before = network(store.rows(id, [0])[0], HELD_OUT.images).argmax(1).eq(HELD_OUT.labels).double().mean().item()
+        after = network(store.rows(id, [8])[0], HELD_OUT.images).argmax(1).eq(HELD_OUT.labels).double().mean().item()
         assert last == pytest.approx(after)
         assert before < 0.7 < 0.95 < after
     first, second = whole(store, 0), whole(store, 1)
@@ -240,9 +222,7 @@ def test_without_a_flush_a_kill_loses_the_epochs_since_the_last(
     assert written == [3, 6, 7]  # 75 s, 150 s, the end
 
 
-def test_ctrl_c_keeps_every_finished_epoch(
-    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_every_finished_epoch(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     uninterrupted = train("whole", 1, 3)
     step = ExpertTraining.training_step
 
@@ -287,9 +267,7 @@ def test_a_decayed_trajectory_cannot_be_lengthened(train: Train) -> None:
 def test_another_recipe_is_refused_before_anything_is_trained(train: Train) -> None:
     store = train("a", 1, 1)
     before = store.file(0).read_bytes()
-    with pytest.raises(
-        InputError, match=r"expert_00000\.safetensors .*recipe\.lr = 0\.05, this run has 0\.01"
-    ):
+    with pytest.raises(InputError, match=r"expert_00000\.safetensors .*recipe\.lr = 0\.05, this run has 0\.01"):
         train("a", 2, 1, ExpertRecipe(batch_size=16))
     assert store.ids() == [0]
     assert store.file(0).read_bytes() == before

@@ -70,9 +70,7 @@ def test_equal_content_is_equal_bytes(store: ExpertStore) -> None:
     assert store.file(3).read_bytes() == before
 
 
-def test_rows_reads_only_the_rows_it_is_asked_for(
-    store: ExpertStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_reads_only_the_rows_it_is_asked_for(store: ExpertStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real_open = safetensors.safe_open
     read: list[Tensor] = []
 
@@ -121,9 +119,7 @@ def test_rows_reads_only_the_rows_it_is_asked_for(
 
 def test_an_epoch_that_is_not_stored_is_refused(store: ExpertStore) -> None:
     for epoch in (3, -1):
-        with pytest.raises(
-            InputError, match=rf"epoch {epoch} of expert 3 .*epochs 0 to 2; train the experts"
-        ) as error:
+        with pytest.raises(InputError, match=rf"epoch {epoch} of expert 3 .*epochs 0 to 2; train the experts") as error:
             store.rows(3, [0, epoch])
         one_line(error)
 
@@ -133,9 +129,7 @@ def test_a_missing_directory_is_an_empty_store(tmp_path: Path) -> None:
     assert store.ids() == []
     store.check(IDENTITY)
     assert not store.path.exists()
-    with pytest.raises(
-        InputError, match=r"expert 0 was asked for, .*nowhere holds 0 experts.*train it first"
-    ):
+    with pytest.raises(InputError, match=r"expert 0 was asked for, .*nowhere holds 0 experts.*train it first"):
         store.epochs(0)
 
 
@@ -183,23 +177,17 @@ def test_check_looks_at_every_file(store: ExpertStore) -> None:
 def test_a_truncated_file_is_named(store: ExpertStore, keep: int) -> None:
     store.file(3).write_bytes(store.file(3).read_bytes()[:keep])
     for use in (lambda: store.epochs(3), lambda: store.rows(3, [0]), lambda: store.check(IDENTITY)):
-        with pytest.raises(
-            InputError, match=r"expert_00003\.safetensors: it is damaged .*delete it"
-        ) as error:
+        with pytest.raises(InputError, match=r"expert_00003\.safetensors: it is damaged .*delete it") as error:
             use()
         one_line(error)
 
 
 def test_a_foreign_file_is_named(store: ExpertStore) -> None:
     safetensors.torch.save_file({"trajectory": trajectory()}, store.file(1))
-    with pytest.raises(
-        InputError, match=r"expert_00001\.safetensors: dd_lightning did not write it; delete it"
-    ):
+    with pytest.raises(InputError, match=r"expert_00001\.safetensors: dd_lightning did not write it; delete it"):
         store.epochs(1)
     safetensors.torch.save_file({"weights": trajectory()}, store.file(1), {"dd_lightning": "{}"})
-    with pytest.raises(
-        InputError, match=r"expert_00001\.safetensors: dd_lightning did not write it; delete it"
-    ):
+    with pytest.raises(InputError, match=r"expert_00001\.safetensors: dd_lightning did not write it; delete it"):
         store.epochs(1)
 
 
@@ -218,18 +206,14 @@ def test_leftovers_are_passed_over(store: ExpertStore) -> None:
 
 
 def test_write_refuses_other_shapes(store: ExpertStore) -> None:
-    with pytest.raises(
-        InputError, match=r"trajectory has shape \[3, 7\], network Tiny needs \[epochs \+ 1, 8\]"
-    ):
+    with pytest.raises(InputError, match=r"trajectory has shape \[3, 7\], network Tiny needs \[epochs \+ 1, 8\]"):
         store.write(0, torch.zeros(3, 7), None, ACCURACIES, IDENTITY, seed=0)
     with pytest.raises(InputError, match=r"momentum has shape \[7\], network Tiny needs \[8\]"):
         store.write(0, torch.zeros(3, 8), torch.zeros(7), ACCURACIES, IDENTITY, seed=0)
     assert store.ids() == [3]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(
-    store: ExpertStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_rest(store: ExpertStore, monkeypatch: pytest.MonkeyPatch) -> None:
     before = store.file(3).read_bytes()
 
     def full(descriptor: int) -> None:

@@ -124,9 +124,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_a_foreign_file_is_named(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     safetensors.torch.save_file({"images": torch.zeros(1)}, tmp_path / "a", metadata)
-    with pytest.raises(
-        InputError, match=r"^cannot read .*a: it is not a synthetic set of dd_lightning[^\n]*$"
-    ):
+    with pytest.raises(InputError, match=r"^cannot read .*a: it is not a synthetic set of dd_lightning[^\n]*$"):
         load_synthetic(tmp_path / "a")
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import Order, gradient, gradient_products
@@ -37,6 +36,7 @@ def test_products_are_directional_derivatives_of_the_gradient(name: str, order: 
     minus = gradient(loss, theta - step * tangent, images, logits)
     torch.testing.assert_close(products.hessian, (plus - minus) / (2 * step), rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(products.gradient, gradient(loss, theta, images, logits), rtol=1e-12, atol=1e-14)
+
     # (a . g) is itself the derivative of the loss along a: its images' derivative by finite differences of dL/dx
     def by_inputs(t: Tensor) -> tuple[Tensor, ...]:
         x, y = images.clone().requires_grad_(), logits.clone().requires_grad_()
@@ -73,7 +73,7 @@ def test_arguments_are_left_alone(order: Order) -> None:
     labels = logits.argmax(1)
     before = [t.clone() for t in (theta, images, tangent)]
     products = gradient_products(
-        lambda t, x, y: F.cross_entropy(network(t, x), y), theta, images, labels, tangent, order=order
+        lambda t, x, y: torch.nn.functional.cross_entropy(network(t, x), y), theta, images, labels, tangent, order=order
     )
     assert products.targets is None
     for tensor, old in zip((theta, images, tangent), before, strict=True):

@@ -183,9 +183,7 @@ def test_errors(spec: Any, message: str) -> None:  # noqa: ANN401
 
 def test_depth_limit_is_that_of_the_shorter_side() -> None:
     assert build_network("ConvNet-3", 1, 10, (8, 8))(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
-    with pytest.raises(
-        InputError, match="depth=4 leaves no pixel of 40 x 8 images: use a depth of at most 3"
-    ):
+    with pytest.raises(InputError, match="depth=4 leaves no pixel of 40 x 8 images: use a depth of at most 3"):
         build_network("ConvNet-4", 1, 10, (40, 8))
     assert build_network("ConvNet-4-NP", 1, 10, (4, 4))(torch.zeros(1, 1, 4, 4)).shape == (1, 10)
     assert build_network("ConvNet-5", 1, 10, (28, 28))(torch.zeros(2, 1, 28, 28)).shape == (2, 10)

@@ -198,13 +198,9 @@ def test_errors() -> None:
         network(torch.zeros(3), torch.zeros(1, *SHAPE))
     with pytest.raises(InputError, match="has no features: name its last layer 'classifier'"):
         FunctionalNetwork(Shifted, SHAPE, 5).features(torch.zeros(640), torch.zeros(1, *SHAPE))
-    with pytest.raises(
-        InputError, match=r"not those of 'ConvNet-2-W8' \(first difference: 'features\.4\.bias'\)"
-    ):
+    with pytest.raises(InputError, match=r"not those of 'ConvNet-2-W8' \(first difference: 'features\.4\.bias'\)"):
         network.flatten(build_network("ConvNet-1-W8", 2, 5, (8, 8)))
-    with pytest.raises(
-        InputError, match=r"'classifier.weight' has shape \(7, 32\), .* needs \(5, 32\): build it"
-    ):
+    with pytest.raises(InputError, match=r"'classifier.weight' has shape \(7, 32\), .* needs \(5, 32\): build it"):
         network.flatten(build_network("ConvNet-2-W8", 2, 7, (8, 8)))
     with pytest.raises(InputError, match="depth=4 leaves no pixel of 8 x 8 images"):
         tiny("ConvNet-4")
