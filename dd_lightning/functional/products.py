@@ -72,7 +72,7 @@ def gradient_products(
     if order == "forward_over_reverse":
         argnums = (0, 1, 2) if wrt_targets else (0, 1)
         # Only theta carries a tangent: images enter as constants, so their zero tangent costs no convolution.
-        primal, tangents = jvp(lambda t: grad(loss, argnums=argnums)(t, images, targets), (theta,), (tangent,))
+        primal, tangents = jvp(lambda t: grad(loss, argnums=argnums)(t, images, targets), (theta,), (tangent,))[:2]
         return Products(primal[0], tangents[0], tangents[1], tangents[2] if wrt_targets else None)
     with torch.enable_grad():
         theta.requires_grad_()
