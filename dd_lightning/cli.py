@@ -1,5 +1,6 @@
 """The command line: ``dd-lightning fit | experts | evaluate``."""
 
+import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,13 +20,13 @@ from dd_lightning.colors import color_space_from_tensors
 from dd_lightning.data import DigitsDataModule, DistillationDataModule, datamodule_by_name
 from dd_lightning.evaluation import RECIPES, evaluate_synthetic_set, get_recipe
 from dd_lightning.experts import train_experts
-from dd_lightning.formats import ExpertIdentity, ExpertStore, load_synthetic
+from dd_lightning.formats import ExpertIdentity, ExpertStore, load_synthetic, write_atomically
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.real import RealSet
 from dd_lightning.recipes import ExpertRecipe
-from dd_lightning.report import closing_table, evaluation_table, show
+from dd_lightning.report import closing_table, evaluation_table, show, summary
 from dd_lightning.runs import check_writable, last_checkpoint
 from dd_lightning.version import __version__
 
@@ -137,10 +138,12 @@ class DistillationCLI(LightningCLI):
                 callback.config = self.config_dump
 
     def after_fit(self) -> None:
-        """Print the closing table."""
+        """Write the run's summary and print it as a table."""
         if self.trainer.is_global_zero:
             evaluation = next((c for c in self.trainer.callbacks if isinstance(c, EvalCallback)), None)  # type: ignore[attr-defined]
-            show(closing_table(self.trainer, self.model, evaluation))
+            result = summary(self.trainer, self.model, evaluation)
+            write_atomically(Path(result["files"]) / "summary.json", json.dumps(result, indent=1).encode())
+            show(closing_table(result))
 
 
 def fit(args: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
-"""The tables that a command closes with."""
+"""What a command closes with: a summary as plain values, and the tables made of it."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -13,47 +14,70 @@ from dd_lightning.cost import peak_memory_bytes
 from dd_lightning.module import DistillationModule
 
 
-def percent(accuracies: Sequence[float]) -> str:
-    """Format accuracies in [0, 1] as mean and population standard deviation.
+def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallback | None) -> dict[str, Any]:
+    """Return what a run achieved and what it cost, as values that JSON can hold.
 
-    Example:
-        >>> percent([0.5, 0.7])
-        '60.0 ± 10.0 %'
+    Accuracies are in [0, 1], one for each network; ``last`` is the headline, ``best`` was chosen afterwards.
     """
-    mean = sum(accuracies) / len(accuracies)
-    std = math.sqrt(sum((a - mean) ** 2 for a in accuracies) / len(accuracies))
-    return f"{100 * mean:.1f} ± {100 * std:.1f} %"
-
-
-def closing_table(trainer: Trainer, module: DistillationModule, evaluation: EvalCallback | None) -> Table:
-    """Return what a run achieved, what it cost and where its files are."""
-    table = Table(title="Dataset distillation", show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column()
-    images = len(module.synthetic_set)
+    accuracies: dict[str, Any] = {}
+    random_real: dict[str, Any] | None = None
     if evaluation is not None:
         for name in dict.fromkeys(point.network for point in evaluation.points):
             last, best = evaluation.last(name), evaluation.best(name)
-            how = f"{len(last.accuracies)} fresh {name}, held-out {evaluation.split}"
-            table.add_row(f"{images} distilled images", f"{percent(last.accuracies)}  (step {last.step}; {how})")
-            if evaluation.random_real is not None and name == evaluation.random_real.network:
-                baseline = evaluation.random_real
-                gain = 100 * (last.result.mean - baseline.result.mean)
-                table.add_row(
-                    f"{images} random real images",
-                    f"{percent(baseline.accuracies)}  (same recipe; distilled is {gain:+.1f} points)",
-                )
-            table.add_row("best step, chosen afterwards", f"{percent(best.accuracies)}  (step {best.step})")
+            accuracies[name] = {
+                "split": evaluation.split,
+                "last": {"step": last.step, "accuracies": list(last.accuracies)},
+                "best": {"step": best.step, "accuracies": list(best.accuracies)},
+            }
+        if (baseline := evaluation.random_real) is not None:
+            random_real = {"network": baseline.network, "accuracies": list(baseline.accuracies)}
     full = module.pool.full_set_accuracies()
-    if full is not None:
-        table.add_row("full training set", f"{percent(full.accuracies)}  ({full.description})")
-    table.add_row("steps", _steps(trainer, module))
-    table.add_row("seconds", _seconds(module, evaluation))
-    peak = peak_memory_bytes(module.device)
-    if peak is not None:
-        what = "allocator" if module.device.type == "cuda" else "process"
-        table.add_row("peak memory", f"{peak / 2**20:,.0f} MiB ({what}, {module.device})")
-    table.add_row("files", str(trainer.log_dir or trainer.default_root_dir))
+    return {
+        "images": len(module.synthetic_set),
+        "networks": accuracies,
+        "random_real": random_real,
+        "full_set": None if full is None else {"accuracies": list(full.accuracies), "trained": full.description},
+        "steps": trainer.global_step,
+        "skipped_steps": module.skipped_steps,
+        "candidate_evaluations": module.candidate_evaluations,
+        "seconds": module.seconds,
+        "seconds_evaluating": evaluation.seconds if evaluation is not None else 0.0,
+        "seconds_training_experts": module.expert_seconds,
+        "peak_memory_bytes": peak_memory_bytes(module.device),
+        "device": str(module.device),
+        "files": str(trainer.log_dir or trainer.default_root_dir),
+    }
+
+
+def closing_table(result: dict[str, Any]) -> Table:
+    """Lay a :func:`summary` out for a person."""
+    table = Table(title="Dataset distillation", show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, network in result["networks"].items():
+        last, best = network["last"], network["best"]
+        how = f"step {last['step']}; {len(last['accuracies'])} fresh {name}, held-out {network['split']} data"
+        table.add_row(f"{result['images']} distilled images", f"{percent(last['accuracies'])}  ({how})")
+        baseline = result["random_real"]
+        if baseline is not None and baseline["network"] == name:
+            gain = 100 * (_mean(last["accuracies"]) - _mean(baseline["accuracies"]))
+            table.add_row(
+                f"{result['images']} random real images",
+                f"{percent(baseline['accuracies'])}  (same recipe; distilled is {gain:+.1f} points)",
+            )
+        table.add_row("best step, chosen afterwards", f"{percent(best['accuracies'])}  (step {best['step']})")
+    if result["full_set"] is not None:
+        full = result["full_set"]
+        table.add_row("full training set", f"{percent(full['accuracies'])}  ({full['trained']})")
+    skipped = f", {result['skipped_steps']} of them skipped" if result["skipped_steps"] else ""
+    table.add_row("steps", f"{result['steps']}{skipped}; {result['candidate_evaluations']} candidates evaluated")
+    parts = {"evaluating": result["seconds_evaluating"], "training experts before": result["seconds_training_experts"]}
+    spent = ", ".join(f"{seconds:.0f} {what}" for what, seconds in parts.items() if seconds > 0)
+    table.add_row("seconds", f"{result['seconds']:.0f}" + (f"  ({spent})" if spent else ""))
+    if result["peak_memory_bytes"] is not None:
+        what = "allocator" if result["device"].startswith("cuda") else "process"
+        table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB ({what}, {result['device']})")
+    table.add_row("files", result["files"])
     return table
 
 
@@ -72,15 +96,17 @@ def show(table: Table) -> None:
     Console().print(table)
 
 
-def _steps(trainer: Trainer, module: DistillationModule) -> str:
-    skipped = f", {module.skipped_steps} of them skipped" if module.skipped_steps else ""
-    return f"{trainer.global_step}{skipped}; {module.candidate_evaluations} candidates evaluated"
+def percent(accuracies: Sequence[float]) -> str:
+    """Format accuracies in [0, 1] as mean and population standard deviation.
+
+    Example:
+        >>> percent([0.5, 0.7])
+        '60.0 ± 10.0 %'
+    """
+    mean = _mean(accuracies)
+    std = math.sqrt(sum((a - mean) ** 2 for a in accuracies) / len(accuracies))
+    return f"{100 * mean:.1f} ± {100 * std:.1f} %"
 
 
-def _seconds(module: DistillationModule, evaluation: EvalCallback | None) -> str:
-    parts = []
-    if module.expert_seconds > 0:
-        parts.append(f"{module.expert_seconds:.0f} training experts before it")
-    if evaluation is not None:
-        parts.append(f"{evaluation.seconds:.0f} of it evaluating")
-    return f"{module.seconds:.0f}" + (f"  ({', '.join(parts)})" if parts else "")
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
