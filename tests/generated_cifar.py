@@ -2,9 +2,13 @@
 
 Each class has a smooth prototype of its own, and an image is the prototype plus noise, so a network can learn
 to tell the classes apart. The data modules read the files with ``verify=False``.
+
+    python tests/generated_cifar.py out/generated
 """
 
+import argparse
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -108,3 +112,21 @@ def _write_batch10(path: Path, images: Tensor, labels: Tensor, batch_label: str)
 
 def _write_pickle(path: Path, content: Mapping[str, object]) -> None:
     path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def main() -> None:
+    """Write both data sets into the folder that is named on the command line."""
+    parser = argparse.ArgumentParser(description="Write generated images in the formats of CIFAR-10 and CIFAR-100.")
+    parser.add_argument("root", type=Path, help="Folder to write into; configs/smoke_cifar.yaml reads out/generated.")
+    parser.add_argument("--images_per_class", type=int, default=4, help="Images per class, training and test each.")
+    given = parser.parse_args()
+    try:
+        write_cifar10(given.root, given.images_per_class)
+        write_cifar100(given.root, given.images_per_class)
+    except FileExistsError as error:
+        parser.error(f"{error.filename} is there already; delete it or name another folder")
+    sys.stdout.write(f"{given.root.resolve()}\n")
+
+
+if __name__ == "__main__":
+    main()
