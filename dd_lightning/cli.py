@@ -1,11 +1,12 @@
 """The command line: ``dd-lightning fit | experts | evaluate``."""
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -27,7 +28,7 @@ from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.real import RealSet
 from dd_lightning.recipes import ExpertRecipe
 from dd_lightning.report import closing_table, evaluation_table, show, summary
-from dd_lightning.runs import check_writable, last_checkpoint
+from dd_lightning.runs import check_writable, is_checkpoint, last_checkpoint
 from dd_lightning.version import __version__
 
 USAGE = """\
@@ -69,12 +70,48 @@ def main(args: Sequence[str] | None = None) -> None:
         elif command == "--version":
             sys.stdout.write(f"dd-lightning {__version__}\n")
         else:
-            sys.stderr.write(f"dd-lightning: error: unknown command {command!r}; use fit, experts or evaluate\n")
-            raise SystemExit(2)
-    except (InputError, MisconfigurationException, OSError) as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"dd-lightning: error: {line}\n")
-        raise SystemExit(1) from error
+            _stop(f"unknown command {command!r}; use fit, experts or evaluate", status=2)
+    except (MisconfigurationException, OSError) as error:
+        _stop(str(error), status=1)
+    except ValueError as error:
+        cause = _input_error(error)
+        if cause is None:
+            raise
+        _stop(str(cause), status=1)
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    sys.stderr.write(f"dd-lightning: error: {' '.join(message.split())}\n")
+    raise SystemExit(status)
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """Return the InputError that an exception is or comes from: jsonargparse wraps those of optional groups."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+class _OneLineErrors(ArgumentParser):
+    """A parser that answers bad options with one line, where jsonargparse's own prints all of its usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Stop with the reason, without jsonargparse's representation of types and values."""
+        cause = _input_error(ex)
+        said = str(cause) if cause is not None else message.partition("Given value type:")[0].rstrip(" .\n")
+        if no_class := re.search(
+            r'"(?P<key>[^"]+)".*Expected a dot import path string: (?P<value>\S+)', said, re.DOTALL
+        ):
+            said = f"{no_class['key']} is {no_class['value']!r}, which is no class; name one, or give its import path"
+        parser = getattr(ex, "subcommand_parser", None) or self
+        command = parser.prog.replace(" [options]", "")
+        if not command.startswith("dd-lightning"):  # a parser that jsonargparse made for one class
+            command = "dd-lightning COMMAND"
+        _stop(f"{said}; see {command} --help", status=2)
+
+
+class _FitParser(_OneLineErrors, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line."""
 
 
 class DistillationCLI(LightningCLI):
@@ -120,6 +157,11 @@ class DistillationCLI(LightningCLI):
             config.ckpt_path = str(last_checkpoint(Path(config.runs) / config.name))
         elif config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise InputError(f"--ckpt_path is {config.ckpt_path!r}, which is no file; give a checkpoint, or 'last'")
+        elif config.ckpt_path is not None and not is_checkpoint(Path(config.ckpt_path)):
+            raise InputError(
+                f"--ckpt_path is {config.ckpt_path!r}, which is damaged or no checkpoint of a distillation run; give "
+                "another one, or 'last'"
+            )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         chosen = [self._get(self.config_init, key) for key in ("selection", "evaluation")]
@@ -151,10 +193,13 @@ def fit(args: Sequence[str]) -> None:
     with warnings.catch_warnings():
         for expected in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
+        # Lightning 2.6 calls what jsonargparse 5 will remove.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
         DistillationCLI(
             DistillationModule,
             DistillationDataModule,
             subclass_mode_data=True,
+            parser_class=_FitParser,
             auto_configure_optimizers=False,
             seed_everything_default=0,
             trainer_defaults={
@@ -172,13 +217,15 @@ def fit(args: Sequence[str]) -> None:
 
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the loader yields integers
-    ".*is deprecated.*jsonargparse.*",  # Lightning 2.6 calls what jsonargparse 5 will remove
+    ".training_step. returned .None.",  # a skipped step
+    "The dirpath has changed",  # a resumed run has a folder of its own
+    r".isinstance\(treespec, LeafSpec\). is deprecated",  # Lightning 2.6 with torch 2.14
 )
 
 
 def experts(args: Sequence[str]) -> None:
     """Train and store expert trajectories."""
-    parser = ArgumentParser(
+    parser = _OneLineErrors(
         prog="dd-lightning experts",
         description="Train expert networks on the real data and store their trajectories. A store that is there is "
         "continued: what it holds is never trained again.",
@@ -219,7 +266,7 @@ def experts(args: Sequence[str]) -> None:
 
 def evaluate(args: Sequence[str]) -> None:
     """Evaluate a distilled set from its file."""
-    parser = ArgumentParser(
+    parser = _OneLineErrors(
         prog="dd-lightning evaluate",
         description="Train fresh networks on a distilled set, as its file describes it, and test them on real data.",
     )
@@ -252,8 +299,8 @@ def evaluate(args: Sequence[str]) -> None:
     pixels = data.space.decode(data.test.images)
     held_out = RealSet(space.encode(pixels), data.test.labels, data.num_classes).to(device)
     points = []
-    for spec in config.networks or [file.network]:
-        network = FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device)
+    specs = config.networks or [file.network]  # all are built before the first one is trained: a wrong name fails now
+    for network in [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]:
         result = evaluate_synthetic_set(
             file.images.to(device),
             file.labels.to(device),

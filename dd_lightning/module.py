@@ -309,6 +309,7 @@ class DistillationModule(LightningModule):
         """Bring the real data to the device and start the clock."""
         self._real = self.datamodule.train.to(self.device)
         self._started = time.perf_counter()
+        self._begun_step, self._selected = -1, None  # of an earlier fit of the same module
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
@@ -323,8 +324,10 @@ class DistillationModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it; the seed of the checkpoint wins, or the run would not be the same run."""
-        state = checkpoint["distillation"]
-        if state["seed"] != self.seed:
+        state = checkpoint.get("distillation")
+        if state is None:
+            raise InputError("the checkpoint holds no distillation run; give one that DistillationModule wrote")
+        if state["seed"] != self.seed and self.synthetic is not None:
             rank_zero_warn(f"seed is {self.seed}, but the checkpoint's run has {state['seed']}: going on with that one")
         self.seed = state["seed"]
         self.pool.load_state_dict(state["pool"])

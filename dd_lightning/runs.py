@@ -46,7 +46,7 @@ def last_checkpoint(folder: Path) -> Path:
             (version / "checkpoints").glob("*.ckpt"), key=lambda path: _number(_STEP, path.name), reverse=True
         )
         for checkpoint in checkpoints:
-            if _readable(checkpoint):
+            if is_checkpoint(checkpoint):
                 return checkpoint
     raise InputError(
         f"--ckpt_path is 'last', but no run under {folder.resolve()} has a readable checkpoint; "
@@ -59,7 +59,8 @@ def _number(pattern: re.Pattern[str], name: str) -> int:
     return int(match.group(1)) if match else -1
 
 
-def _readable(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a file is a whole checkpoint of a distillation run."""
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except Exception:  # noqa: BLE001, RUF100  (a damaged zip raises a different error for each way of damage)

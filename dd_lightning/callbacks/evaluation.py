@@ -102,15 +102,15 @@ class EvalCallback(Callback):
         self._networks: list[FunctionalNetwork] = []
         self._held_out: RealSet | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Build the architectures, and fail before any work if they or the split do not exist."""
-        module = _distillation(pl_module)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Build the architectures: if they or the split do not exist, fail before the module trains experts."""
+        if stage != "fit":
+            return
+        module, device = _distillation(pl_module), trainer.strategy.root_device
         data = module.datamodule
-        self._held_out = data.held_out(self.split).to(module.device)
+        self._held_out = data.held_out(self.split).to(device)
         specs: Sequence[NetworkSpec] = self.network_specs or [module.network_spec]
-        self._networks = [
-            FunctionalNetwork(spec, data.image_shape, data.num_classes).to(module.device) for spec in specs
-        ]
+        self._networks = [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]
         names = [network_name(spec) for spec in specs]
         if len(set(names)) < len(names):
             raise InputError(f"evaluation.networks is {names}; each architecture may be named once")
@@ -187,7 +187,7 @@ class EvalCallback(Callback):
         what: str,
     ) -> EvaluationPoint:
         if self._held_out is None:
-            raise RuntimeError("EvalCallback.on_fit_start has not been called")
+            raise RuntimeError("EvalCallback.setup has not been called")
         # Gradients are needed here whatever hook calls, and the global random state is never touched.
         title = f"{what}: {self.num_networks} x {network.name}"
         with (

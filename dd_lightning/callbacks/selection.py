@@ -106,7 +106,8 @@ class TrajectorySelectionCallback(Callback):
         index = broken[0] if broken else sample_index(probabilities, module.context().generator("selection"))
         module.select(scored[index], keys)
         self._held = keys[index]
-        self._log(trainer, losses, probabilities, index, time.perf_counter() - started)
+        if not broken:
+            self._log(trainer, losses, probabilities, index, time.perf_counter() - started)
 
     def _log(
         self, trainer: Trainer, losses: torch.Tensor, probabilities: torch.Tensor, index: int, seconds: float

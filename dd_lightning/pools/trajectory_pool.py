@@ -204,6 +204,11 @@ class TrajectoryPool(CandidatePool):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the cursors."""
+        if self.cursors and len(state["cursors"]) != len(self.cursors):
+            raise InputError(
+                f"num_experts is {len(self.cursors)}, but the checkpoint's run has {len(state['cursors'])}; resume "
+                "with the configuration that the run was started with"
+            )
         self.cursors = list(state["cursors"])
 
     @property
