@@ -20,8 +20,9 @@ def ensemble_pays(device_type: str, pixels: int) -> bool:
     """Tell whether one batched pass over several networks beats one pass per network.
 
     On an accelerator small batches leave the chip idle, so batching always pays. On a host it pays only while
-    the work of one network is too small to fill the cores: measured on two cores, up to about 4096 pixels per
-    network and step (64 digits of 8 x 8), beyond which the batched convolutions are the slower ones.
+    the work of one network is too small to fill the cores: measured on two threads, up to about 4096 pixels per
+    network and step (64 digits of 8 x 8), beyond which the batched convolutions are the slower ones. (On a single
+    thread that is already so from about 1024.)
 
     Args:
         device_type: ``tensor.device.type``.

@@ -1,5 +1,6 @@
 """The distillation module: what a step moves, by how much, and what it leaves alone."""
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_soft_labels_come_from_the_experts_that_are_right(store: Path, tmp_path:
 def test_soft_labels_move_with_a_rate(store: Path, tmp_path: Path) -> None:
     _, record, _ = recorded(store, tmp_path, labels="soft", label_lr=1.0)
     targets = record.values("targets")
-    assert all(not torch.equal(a, b) for a, b in zip(targets, targets[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(targets))
 
 
 def test_update_is_hand_written_momentum(store: Path, tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_update_is_hand_written_momentum(store: Path, tmp_path: Path) -> None:
     for name, (rate, momentum) in rates.items():
         values = record.values(name)
         velocity = torch.zeros_like(values[0])
-        for step, (value, following) in enumerate(zip(values, values[1:], strict=False)):
+        for step, (value, following) in enumerate(itertools.pairwise(values)):
             gradient = record.gradients[step][f"synthetic.{name}"]
             assert gradient is not None
             velocity = momentum * velocity + gradient  # torch's first velocity is the gradient as well
@@ -208,7 +209,7 @@ def test_nonfinite_loss_is_an_error(store: Path, tmp_path: Path) -> None:
 def test_nonfinite_loss_is_skipped(store: Path, tmp_path: Path) -> None:
     distilled, record, trainer = recorded(store, tmp_path, 4, pool=broken_pool(store, 1, 2), on_nonfinite="skip")
     images = record.values("images")
-    assert [torch.equal(a, b) for a, b in zip(images, images[1:], strict=False)] == [False, True, True, False]
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(images)] == [False, True, True, False]
     assert distilled.skipped_steps == 2
     assert trainer.global_step == 4
 
@@ -240,7 +241,7 @@ def test_nonfinite_gradient(store: Path, tmp_path: Path) -> None:
         small.fit(tmp_path, small.module(store, objective=NanGradient(syn_steps=2)))
     distilled, record, _ = recorded(store, tmp_path, 3, objective=NanGradient(syn_steps=2), on_nonfinite="skip")
     images = record.values("images")
-    assert [torch.equal(a, b) for a, b in zip(images, images[1:], strict=False)] == [False, True, False]
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(images)] == [False, True, False]
     assert distilled.skipped_steps == 1
 
 
