@@ -111,7 +111,18 @@ class _OneLineErrors(ArgumentParser):
 
 
 class _FitParser(_OneLineErrors, LightningArgumentParser):
-    """LightningCLI's parser, with errors of one line."""
+    """LightningCLI's parser, with errors of one line, and data that need not be named."""
+
+    def add_lightning_class_args(
+        self,
+        lightning_class: Any,  # noqa: ANN401  (Lightning's own signature)
+        nested_key: str,
+        subclass_mode: bool = False,
+        required: bool = True,
+    ) -> list[str]:
+        """Add a class's options; there is a default for the data, so Lightning need not ask for it."""
+        required = required and nested_key != "data"
+        return super().add_lightning_class_args(lightning_class, nested_key, subclass_mode, required)
 
 
 class DistillationCLI(LightningCLI):
@@ -139,6 +150,7 @@ class DistillationCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
+                "data": {"class_path": "dd_lightning.data.DigitsDataModule"},
                 "checkpoint.every_n_train_steps": 100,
                 "checkpoint.save_top_k": 1,  # without a monitor: the newest one
                 "checkpoint.filename": "{step}",
