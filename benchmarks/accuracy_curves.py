@@ -1,6 +1,6 @@
 """Draw accuracy-against-step curves of finished runs, and write their numbers beside the figure.
 
-    python benchmarks/accuracy_curves.py OUT base=runs/a/version_0 "+ DynaDistill=runs/b/version_0"
+    python benchmarks/accuracy_curves.py OUT --commit 1234567 base=runs/a/version_0 "+ DynaDistill=runs/b/version_0"
 
 writes OUT.png and OUT.json: curves, summaries, the commands' resolved settings, hardware and commit.
 """
@@ -9,7 +9,6 @@ import argparse
 import csv
 import json
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +46,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="label=folder of a run.")
     parser.add_argument("--title", default="")
     parser.add_argument("--command", action="append", default=[], help="Command to record; once for each run.")
+    parser.add_argument("--commit", required=True, help="Commit that the runs were made with, to record.")
     args = parser.parse_args()
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     record: dict[str, Any] = {"hardware": hardware(), "torch": torch.__version__, "commands": args.command, "runs": {}}
+    record["commit"] = args.commit
     baselines = []
     for run in args.runs:
         label, folder = run.split("=", 1)
@@ -72,8 +73,6 @@ def main() -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(args.out.with_suffix(".png"), dpi=150)
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    record["commit"] = git.stdout.strip()
     args.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write.")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="Further flags of dd-lightning fit.")
     args = parser.parse_args()
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = git.stdout.strip()  # of the code that is imported now, not of what is there when the runs have ended
     rows: list[dict[str, Any]] = []
     for name, flags in METHODS.items():
         for seed in args.seeds:
@@ -82,9 +84,6 @@ def main() -> None:
             f"{name:14} all: distilled {100 * d:.1f} ± {100 * ds:.1f} %, random real {100 * r:.1f} ± {100 * rs:.1f} %"
         )
     if args.out is not None:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
         record = {"hardware": hardware(), "torch": torch.__version__, "commit": commit, "rows": rows}
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
