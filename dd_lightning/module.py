@@ -344,6 +344,11 @@ class DistillationModule(LightningModule):
                 f"the checkpoint's images are {tuple(saved['images'].shape)}, but the configuration makes "
                 f"{tuple(self.synthetic.images.shape)}; resume with the configuration that the run was started with"
             )
+        elif saved["targets"].is_floating_point() != self.synthetic.targets.is_floating_point():
+            raise InputError(
+                f"labels is {self.label_kind!r}, but the checkpoint's run has the other kind; resume with the "
+                "configuration that the run was started with"
+            )
 
     # Logging
 
