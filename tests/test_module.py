@@ -92,7 +92,7 @@ def test_soft_labels_come_from_the_experts_that_are_right(store: Path, tmp_path:
         logits = [network(pool.store.rows(i, [small.EPOCHS])[0], image[None])[0] for i in range(small.EXPERTS)]
         right = [values for values in logits if int(values.argmax()) == int(label)]
         torch.testing.assert_close(targets[row], torch.stack(right or logits).mean(0), rtol=1e-5, atol=1e-6)
-    assert all(torch.equal(value, targets) for value in [distilled.synthetic_set.targets])
+    assert all(torch.equal(value, targets) for value in record.values("targets"))
     assert not targets.requires_grad
 
 
@@ -279,7 +279,7 @@ def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: P
     for changed, message in (
         (small.module(store, ipc=1), r"images are \(6, 1, 8, 8\), but the configuration makes \(3, 1, 8, 8\)"),
         (small.module(store, {"num_experts": 3}), "num_experts is 3, but the checkpoint's run has 4"),
-        (small.module(store, labels="soft"), "labels"),
+        (small.module(store, labels="soft"), "labels is 'soft', but the checkpoint's run has the other kind"),
     ):
         with pytest.raises(InputError, match=message):
             small.fit(tmp_path, changed, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=2.ckpt")

@@ -120,7 +120,9 @@ class EvalCallback(Callback):
         self.points = [point for point in self.points if point.step <= trainer.global_step]
         for step in sorted({point.step for point in self.points}):
             self._log(trainer, step)
-        if not self.points:
+        if self.points:
+            self._write_csv(trainer)
+        else:
             self._evaluate(trainer, _distillation(pl_module))
 
     def on_train_batch_end(
@@ -174,6 +176,9 @@ class EvalCallback(Callback):
             for network in self._networks
         ]
         self._log(trainer, trainer.global_step)
+        self._write_csv(trainer)
+
+    def _write_csv(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and trainer.log_dir is not None:
             write_atomically(Path(trainer.log_dir) / "evaluation.csv", self._csv().encode())
 
