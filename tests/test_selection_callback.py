@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import TrajectorySelectionCallback
-from dd_lightning.functional import trajectory
+from dd_lightning.functional import products, trajectory
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.functional.selection import Favor, sample_index, selection_probabilities
@@ -51,7 +51,7 @@ def test_the_winners_work_is_reused(store: Path, tmp_path: Path, monkeypatch: py
         gradients += 1
         return gradient(*arguments)
 
-    unroll, gradient = trajectory.unroll, trajectory.gradient
+    unroll, gradient = trajectory.unroll, products.gradient
     monkeypatch.setattr(trajectory_matching, "unroll", counted_unroll)
     monkeypatch.setattr(trajectory, "gradient", counted_gradient)
     watch, steps = Watch(), 4
