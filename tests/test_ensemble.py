@@ -42,16 +42,16 @@ def test_both_modes_give_the_gradient_of_the_mean_cross_entropy(
 
 
 @pytest.mark.parametrize("vectorised", [True, False])
-def test_soft_labels_are_class_probabilities(stacks: tuple[Tensor, Tensor, Tensor], vectorised: bool) -> None:
+def test_soft_labels_are_logits(stacks: tuple[Tensor, Tensor, Tensor], vectorised: bool) -> None:
     thetas, images, labels = stacks
-    one_hot = torch.nn.functional.one_hot(labels, CLASSES).double()
+    certain = 1000 * torch.nn.functional.one_hot(labels, CLASSES).double()  # exp(-1000) is 0 in float64
     hard, _ = ensemble_gradients(network, thetas, images, labels, vectorised)
-    soft, _ = ensemble_gradients(network, thetas, images, one_hot, vectorised)
+    soft, _ = ensemble_gradients(network, thetas, images, certain, vectorised)
     torch.testing.assert_close(soft, hard, rtol=1e-12, atol=1e-12)
-    even = torch.full_like(one_hot, 1 / CLASSES)
-    mixed, _ = ensemble_gradients(network, thetas, images, even, vectorised)
+    logits = torch.randn(certain.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    mixed, _ = ensemble_gradients(network, thetas, images, logits, vectorised)
     leaf = thetas[0].clone().requires_grad_()
-    (expected,) = torch.autograd.grad(cross_entropy(network(leaf, images[0]), even[0]), leaf)
+    (expected,) = torch.autograd.grad(cross_entropy(network(leaf, images[0]), logits[0].softmax(1)), leaf)
     torch.testing.assert_close(mixed[0], expected, rtol=1e-12, atol=1e-12)
 
 
