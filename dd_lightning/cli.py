@@ -103,6 +103,7 @@ class _OneLineErrors(ArgumentParser):
             r'"(?P<key>[^"]+)".*Expected a dot import path string: (?P<value>\S+)', said, re.DOTALL
         ):
             said = f"{no_class['key']} is {no_class['value']!r}, which is no class; name one, or give its import path"
+        said = said.replace('"<unicode string>"', "the YAML file")
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
         if not command.startswith("dd-lightning"):  # a parser that jsonargparse made for one class
@@ -222,7 +223,7 @@ def fit(args: Sequence[str]) -> None:
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
             },
-            parser_kwargs={"fit": {"default_env": False}, "prog": "dd-lightning"},
+            parser_kwargs={"fit": {"default_env": False, "allow_abbrev": False}, "prog": "dd-lightning"},
             args=["fit", *args],
         )
 
@@ -230,6 +231,7 @@ def fit(args: Sequence[str]) -> None:
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the loader yields integers
     ".training_step. returned .None.",  # a skipped step
+    ".*AMP with fp16 is not supported on CPU",  # nor is it by a distillation run: it is refused
     "The dirpath has changed",  # a resumed run has a folder of its own
     r".isinstance\(treespec, LeafSpec\). is deprecated",  # Lightning 2.6 with torch 2.14
 )
@@ -239,6 +241,7 @@ def experts(args: Sequence[str]) -> None:
     """Train and store expert trajectories."""
     parser = _OneLineErrors(
         prog="dd-lightning experts",
+        allow_abbrev=False,
         description="Train expert networks on the real data and store their trajectories. A store that is there is "
         "continued: what it holds is never trained again.",
     )
@@ -280,6 +283,7 @@ def evaluate(args: Sequence[str]) -> None:
     """Evaluate a distilled set from its file."""
     parser = _OneLineErrors(
         prog="dd-lightning evaluate",
+        allow_abbrev=False,
         description="Train fresh networks on a distilled set, as its file describes it, and test them on real data.",
     )
     parser.add_argument("file", type=str, help="A synthetic.safetensors.")

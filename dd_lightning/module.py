@@ -336,6 +336,8 @@ class DistillationModule(LightningModule):
         self.candidate_evaluations = state["candidate_evaluations"]
         self.skipped_steps = state["skipped_steps"]
         self.seconds_before_resume = state["seconds"]
+        if "loops" in checkpoint:  # a longer run may go on where a finished one ended: its one epoch is not over
+            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         saved = {name.removeprefix("synthetic."): value for name, value in checkpoint["state_dict"].items()}
         if self.synthetic is None:  # load_from_checkpoint: there was no setup
             self.synthetic = SyntheticSet(saved["images"], saved["targets"], float(saved["student_lr"]))

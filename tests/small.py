@@ -2,10 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -13,7 +16,9 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from dd_lightning.callbacks import EvalCallback, TrajectorySelectionCallback
+from dd_lightning.cli import main
 from dd_lightning.data import DatasetDataModule
+from dd_lightning.formats import load_synthetic
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import TrajectoryMatching
 from dd_lightning.pools import TrajectoryPool
@@ -136,3 +141,91 @@ class Kill(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         if trainer.global_step == self.after_step:
             raise KilledError
+
+
+def command_line(folder: Path, store: Path) -> list[str]:
+    """Write a configuration of a small run on the digits, and return the options that use it."""
+    path = folder / "small.yaml"
+    pool_options = {
+        "path": str(store),
+        "num_experts": EXPERTS,
+        "expert_epochs": 1,
+        "max_start_epoch": EPOCHS,
+        "recipe": {"lr": 0.05, "batch_size": 256},
+    }
+    config = {
+        "seed_everything": 3,
+        "name": "small",
+        "runs": str(folder / "runs"),
+        "model": {
+            "network": NETWORK,
+            "image_lr": 10.0,
+            "student_lr": 0.05,
+            "student_lr_lr": 1e-3,
+            "objective": {"class_path": "TrajectoryMatching", "init_args": {"syn_steps": 2}},
+            "pool": {"class_path": "TrajectoryPool", "init_args": pool_options},
+        },
+        "data": {"class_path": "DigitsDataModule"},
+        "evaluation": {"every_n_steps": 4, "epochs": 2, "num_networks": 2},
+        "checkpoint": {"every_n_train_steps": 2},
+        "trainer": {"accelerator": "cpu", "max_steps": 6, "log_every_n_steps": 1, "enable_progress_bar": False},
+    }
+    path.write_text(yaml.safe_dump(config))
+    return ["--config", str(path)]
+
+
+@dataclass
+class Cli:
+    """Runs commands in this process, and keeps what they printed."""
+
+    folder: Path
+    store: Path
+    capsys: pytest.CaptureFixture[str]
+    out: str = ""
+    err: str = ""
+
+    def __call__(self, *arguments: str) -> None:
+        try:
+            main(arguments)
+        finally:
+            self.out, self.err = self.capsys.readouterr()
+
+    def fit(self, *options: str, before: tuple[str, ...] = ()) -> None:
+        """Run the small configuration, with options after it, or before it."""
+        self("fit", *before, *command_line(self.folder, self.store), *options)
+
+    def kill(self, after_step: int, *options: str) -> None:
+        """Run it until it is killed."""
+        killer = ["--trainer.callbacks+=tests.small.Kill", f"--trainer.callbacks.after_step={after_step}"]
+        with pytest.raises(KilledError):
+            self.fit(*options, *killer)
+
+    def refused(self, *arguments: str, status: int = 1) -> str:
+        """Run a command that must fail with one line, and return that line."""
+        with pytest.raises(SystemExit) as stopped:
+            self(*arguments)
+        assert stopped.value.code == status
+        lines = [line for line in self.err.splitlines() if line.startswith("dd-lightning: error: ")]
+        assert len(lines) == 1
+        assert self.err.splitlines()[-1] == lines[0]
+        assert "Traceback" not in self.err
+        assert "usage:" not in self.err
+        assert self.out == ""
+        return lines[0]
+
+    def fit_refused(self, *options: str, status: int = 1) -> str:
+        return self.refused("fit", *command_line(self.folder, self.store), *options, status=status)
+
+    def version(self, number: int = 0, name: str = "small") -> Path:
+        """Return the folder of a run."""
+        return self.folder / "runs" / name / f"version_{number}"
+
+    def learned(self, number: int = 0, name: str = "small") -> tuple[Tensor, ...]:
+        """Return the images and the student's learning rate that a run wrote."""
+        file = load_synthetic(self.version(number, name) / "synthetic.safetensors")
+        return file.images, torch.tensor(file.lr)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files directly in a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

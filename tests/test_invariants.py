@@ -98,17 +98,25 @@ def test_killed_and_resumed_is_uninterrupted(
 
 
 def test_resumed_in_the_same_objects(store: Path, tmp_path: Path, uninterrupted: dict[str, Learned]) -> None:
-    distilled, choice = small.module(store), small.selection(temperature=0.1)
+    distilled, choice = small.module(store, {"refresh": "advance"}), small.selection(temperature=0.1)
     with pytest.raises(small.KilledError):
         small.fit(tmp_path, distilled, choice, small.checkpoints(tmp_path), small.Kill(4))
     small.fit(tmp_path, distilled, choice, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=3.ckpt")
-    assert small.same(small.learned(distilled), uninterrupted["redraw"])
+    assert small.same(small.learned(distilled), uninterrupted["advance"])
 
 
 def test_a_finished_run_can_be_extended(store: Path, tmp_path: Path, uninterrupted: dict[str, Learned]) -> None:
     distilled = small.module(store)
-    small.fit(tmp_path, distilled, small.checkpoints(tmp_path), steps=4)
-    extended = small.module(store)
-    trainer = small.fit(tmp_path, extended, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=4.ckpt", steps=6)
-    assert trainer.global_step == 6
-    assert small.same(small.learned(extended), uninterrupted["base"])
+    small.fit(tmp_path, distilled, small.checkpoints(tmp_path), steps=4, max_epochs=1)
+    for max_epochs in (1, None):  # the command line's, Lightning's
+        extended = small.module(store)
+        trainer = small.fit(
+            tmp_path,
+            extended,
+            small.checkpoints(tmp_path),
+            ckpt_path=tmp_path / "step=4.ckpt",
+            steps=6,
+            max_epochs=max_epochs,
+        )
+        assert trainer.global_step == 6
+        assert small.same(small.learned(extended), uninterrupted["base"])
