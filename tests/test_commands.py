@@ -133,7 +133,8 @@ def test_closing_table(cli: Cli) -> None:
     rows = dict(re.findall(r"│ ([^│]+?) +│ ([^│]+?) +│", cli.out))
     with (cli.version() / "evaluation.csv").open() as file:
         last = [float(value) for value in file.read().splitlines()[-1].split(",")[5:]]
-    assert rows["10 distilled images"].startswith(f"{percent(last)}  (step 6; 2 fresh {small.NETWORK}, held-out test data)")
+    how = f"step 6; 2 fresh {small.NETWORK}, held-out test data"
+    assert rows["10 distilled images"] == f"{percent(last)}  ({how})"
     assert re.match(
         r"[\d.]+ ± [\d.]+ %  \(same recipe; distilled is [+-][\d.]+ points\)", rows["10 random real images"]
     )
