@@ -7,7 +7,6 @@ Experts are shared by all runs: they belong to the data, not to the seed of a ru
 
 import argparse
 import json
-import math
 import subprocess
 import time
 from pathlib import Path
@@ -17,14 +16,9 @@ import torch
 from accuracy_curves import hardware
 
 from dd_lightning.cli import main as dd_lightning
+from dd_lightning.evaluation import mean_std
 
 METHODS = {"base": ["--selection", "null"], "+ DynaDistill": []}
-
-
-def mean_std(values: list[float]) -> tuple[float, float]:
-    """Return mean and population standard deviation."""
-    mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
 def main() -> None:

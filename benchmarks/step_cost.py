@@ -1,7 +1,7 @@
 """Time and memory of one trajectory-matching step against plain backpropagation through the unroll.
 
-Each variant runs in a process of its own, so that one's memory cannot hide in another's. Time is the median of
-repeated steps. Memory is the peak of the process above its level just before the step (on CUDA: of the allocator);
+Each variant runs in a process of its own, so that one's memory cannot hide in another's. The variants take turns over
+several rounds, and the time is the median over rounds of the ratio within a round, for the machine's speed drifts. Memory is the peak of the process above its level just before the step (on CUDA: of the allocator);
 stored parameters, 4 P bytes for each student step, are counted apart.
 
     python benchmarks/step_cost.py                       # ConvNet-3, 32x32, batch 10, 50 student steps
@@ -164,7 +164,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3, help="Steps timed in one process.")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--variant", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--out", default=None, help="JSON file to write.")
@@ -172,15 +173,25 @@ def main() -> None:
     if args.variant is not None:
         print(json.dumps(measure(args)))
         return
-    rows = {variant: in_own_process(args, variant) for variant in VARIANTS}
-    base = rows[VARIANTS[0]]
+    rounds = [{variant: in_own_process(args, variant) for variant in VARIANTS} for _ in range(args.rounds)]
+    plain = VARIANTS[0]
+    rows = {
+        variant: {
+            "seconds": statistics.median(figures[variant]["seconds"] for figures in rounds),
+            "ratio": statistics.median(figures[variant]["seconds"] / figures[plain]["seconds"] for figures in rounds),
+            "peak_bytes": statistics.median(figures[variant]["peak_bytes"] for figures in rounds),
+            "stored_bytes": rounds[0][variant]["stored_bytes"],
+        }
+        for variant in VARIANTS
+    }
+    base = rows[plain]
     print(f"{hardware(args.device)}; torch {torch.__version__}; {args.threads} thread(s)")
     print(f"{args.network}, {args.size}x{args.size}, batch {args.batch}, {args.steps} student steps")
     print(f"{'variant':36} {'s':>8} {'time':>6} {'peak MB':>9} {'less stored':>12} {'memory':>7}")
     for variant, row in rows.items():
         own = row["peak_bytes"] - row["stored_bytes"]
         print(
-            f"{variant:36} {row['seconds']:8.3f} {row['seconds'] / base['seconds']:6.2f} "
+            f"{variant:36} {row['seconds']:8.3f} {row['ratio']:6.2f} "
             f"{row['peak_bytes'] / 1e6:9.1f} "
             f"{own / 1e6:12.1f} {own / base['peak_bytes']:7.3f}"
         )
@@ -200,6 +211,7 @@ def main() -> None:
             "commit": commit,
             "settings": {k: v for k, v in vars(args).items() if k not in ("variant", "out")},
             "variants": rows,
+            "rounds": rounds,
             "growth": growth,
         }
         Path(args.out).write_text(json.dumps(record, indent=1) + "\n")

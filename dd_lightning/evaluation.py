@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,12 +83,23 @@ class EvaluationResult:
     @property
     def mean(self) -> float:
         """Mean over the networks."""
-        return sum(self.accuracies) / len(self.accuracies)
+        return mean_std(self.accuracies)[0]
 
     @property
     def std(self) -> float:
         """Population standard deviation over the networks, as the field reports it."""
-        return math.sqrt(sum((a - self.mean) ** 2 for a in self.accuracies) / len(self.accuracies))
+        return mean_std(self.accuracies)[1]
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and population standard deviation.
+
+    Example:
+        >>> mean_std([1.0, 3.0])
+        (2.0, 1.0)
+    """
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
 def train_fresh_networks(

@@ -389,3 +389,14 @@ class DistillationModule(LightningModule):
             plain = {k: v for k, v in vars(owner).items() if isinstance(v, (bool, int, float, str))}
             settings |= {name: value for name, value in plain.items() if not name.startswith("_")}
         return settings
+
+
+def as_distillation(module: LightningModule) -> DistillationModule:
+    """Return the module that a callback was called with, as what it must be.
+
+    Raises:
+        InputError: If it is another kind of module.
+    """
+    if not isinstance(module, DistillationModule):
+        raise InputError(f"the callback is attached to {type(module).__name__}; it needs a DistillationModule")
+    return module

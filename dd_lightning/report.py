@@ -1,6 +1,5 @@
 """What a command closes with: a summary as plain values, and the tables made of it."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint
 from dd_lightning.cost import peak_memory_bytes
+from dd_lightning.evaluation import mean_std
 from dd_lightning.module import DistillationModule
 
 
@@ -60,7 +60,7 @@ def closing_table(result: dict[str, Any]) -> Table:
         table.add_row(f"{result['images']} distilled images", f"{percent(last['accuracies'])}  ({how})")
         baseline = result["random_real"]
         if baseline is not None and baseline["network"] == name:
-            gain = 100 * (_mean(last["accuracies"]) - _mean(baseline["accuracies"]))
+            gain = 100 * (mean_std(last["accuracies"])[0] - mean_std(baseline["accuracies"])[0])
             table.add_row(
                 f"{result['images']} random real images",
                 f"{percent(baseline['accuracies'])}  (same recipe; distilled is {gain:+.1f} points)",
@@ -103,10 +103,5 @@ def percent(accuracies: Sequence[float]) -> str:
         >>> percent([0.5, 0.7])
         '60.0 ± 10.0 %'
     """
-    mean = _mean(accuracies)
-    std = math.sqrt(sum((a - mean) ** 2 for a in accuracies) / len(accuracies))
+    mean, std = mean_std(accuracies)
     return f"{100 * mean:.1f} ± {100 * std:.1f} %"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -19,7 +19,7 @@ from dd_lightning.evaluation import EvaluationResult, evaluate_synthetic_set, ge
 from dd_lightning.formats import write_atomically
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import step_generator
-from dd_lightning.module import DistillationModule
+from dd_lightning.module import DistillationModule, as_distillation
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.real import RealSet
 from dd_lightning.scalars import log_scalars
@@ -106,7 +106,7 @@ class EvalCallback(Callback):
         """Build the architectures: if they or the split do not exist, fail before the module trains experts."""
         if stage != "fit":
             return
-        module, device = _distillation(pl_module), trainer.strategy.root_device
+        module, device = as_distillation(pl_module), trainer.strategy.root_device
         data = module.datamodule
         self._held_out = data.held_out(self.split).to(device)
         specs: Sequence[NetworkSpec] = self.network_specs or [module.network_spec]
@@ -123,7 +123,7 @@ class EvalCallback(Callback):
         if self.points:
             self._write_csv(trainer)
         else:
-            self._evaluate(trainer, _distillation(pl_module))
+            self._evaluate(trainer, as_distillation(pl_module))
 
     def on_train_batch_end(
         self,
@@ -136,11 +136,11 @@ class EvalCallback(Callback):
         """Evaluate every n-th step."""
         del outputs, batch, batch_idx
         if trainer.global_step % self.every_n_steps == 0:
-            self._evaluate(trainer, _distillation(pl_module))
+            self._evaluate(trainer, as_distillation(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the last step if it is not a point yet, compare with random real images, log the hparams."""
-        module = _distillation(pl_module)
+        module = as_distillation(pl_module)
         if not any(point.step == trainer.global_step for point in self.points):
             self._evaluate(trainer, module)
         if self.compare_random:
@@ -276,9 +276,3 @@ def _progress(trainer: Trainer, title: str, epochs: int) -> Iterator[Callable[[i
                 progress.update(task, completed=done)
 
         yield on_epoch
-
-
-def _distillation(module: LightningModule) -> DistillationModule:
-    if not isinstance(module, DistillationModule):
-        raise InputError(f"EvalCallback is attached to {type(module).__name__}; it needs a DistillationModule")
-    return module

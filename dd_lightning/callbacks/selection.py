@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.selection import Favor, Normalize, entropy, sample_index, selection_probabilities
-from dd_lightning.module import DistillationModule
+from dd_lightning.module import as_distillation
 from dd_lightning.pools import CandidateKey
 from dd_lightning.scalars import log_scalars, logs_now
 
@@ -74,7 +74,7 @@ class TrajectorySelectionCallback(Callback):
         """Ask the pool for enough candidates, before the module prepares it."""
         if stage != "fit":
             return
-        pool = _distillation(pl_module).pool
+        pool = as_distillation(pl_module).pool
         if self.pool_size is not None:
             pool.ensure(self.pool_size)
         if self.num_candidates > pool.size:
@@ -92,7 +92,7 @@ class TrajectorySelectionCallback(Callback):
     ) -> None:
         """Score the candidates and hand the sampled one to the module, with all that its scoring computed."""
         del batch, batch_idx
-        module = _distillation(pl_module)
+        module = as_distillation(pl_module)
         if self._held is not None and trainer.global_step % self.every_n_steps != 0:
             module.select(module.score([self._held])[0], [self._held])
             return
@@ -140,11 +140,3 @@ class TrajectorySelectionCallback(Callback):
         self._effective_sum = state_dict["effective_sum"]
         held = state_dict["held"]
         self._held = None if held is None else tuple(held)
-
-
-def _distillation(module: LightningModule) -> DistillationModule:
-    if not isinstance(module, DistillationModule):
-        raise InputError(
-            f"TrajectorySelectionCallback is attached to {type(module).__name__}; it needs a DistillationModule"
-        )
-    return module

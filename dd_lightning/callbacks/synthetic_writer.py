@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from dd_lightning.formats import SyntheticFile, save_synthetic, write_atomically
 from dd_lightning.functional.errors import InputError
-from dd_lightning.module import DistillationModule
+from dd_lightning.module import DistillationModule, as_distillation
 from dd_lightning.pictures import image_grid, png_bytes
 
 
@@ -60,12 +60,13 @@ class SyntheticSetWriter(Callback):
 
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the current set, file and picture."""
-        if not trainer.is_global_zero or not isinstance(pl_module, DistillationModule):
+        module = as_distillation(pl_module)
+        if not trainer.is_global_zero:
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        file = synthetic_file(pl_module, trainer.global_step, self.config)
+        file = synthetic_file(module, trainer.global_step, self.config)
         save_synthetic(folder / self.FILE, file)
-        space = pl_module.datamodule.space
+        space = module.datamodule.space
         grid = image_grid(space.decode(file.images), file.num_classes, self.max_per_class)
         write_atomically(folder / self.PICTURE, png_bytes(grid))
         for logger in trainer.loggers:

@@ -72,10 +72,12 @@ def unroll(
         steps: The N steps to take.
     """
     with torch.no_grad():
-        path = [theta.detach()]
-        for step in steps:
+        # One block for the whole path: kept vectors strewn among each step's temporaries would fragment the heap.
+        path = list(theta.new_empty(len(steps) + 1, len(theta)).unbind())
+        path[0].copy_(theta)
+        for here, following, step in zip(path, path[1:], steps, strict=False):
             batch = augment(images[step.indices], step.augmentation)
-            path.append(path[-1] - lr * gradient(loss, path[-1], batch, targets[step.indices]))
+            torch.sub(here, lr * gradient(loss, here, batch, targets[step.indices]), out=following)
     return path
 
 
