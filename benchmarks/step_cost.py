@@ -1,8 +1,9 @@
 """Time and memory of one trajectory-matching step against plain backpropagation through the unroll.
 
 Each variant runs in a process of its own, so that one's memory cannot hide in another's. The variants take turns over
-several rounds, and the time is the median over rounds of the ratio within a round, for the machine's speed drifts. Memory is the peak of the process above its level just before the step (on CUDA: of the allocator);
-stored parameters, 4 P bytes for each student step, are counted apart.
+several rounds, and the time is the median over rounds of the ratio within a round, for the machine's speed drifts.
+Memory is the peak of the process above its level just before the step (on CUDA: of the allocator); stored parameters,
+4 P bytes for each student step, are counted apart.
 
     python benchmarks/step_cost.py                       # ConvNet-3, 32x32, batch 10, 50 student steps
     python benchmarks/step_cost.py --size 8 --channels 1 --network ConvNet-3-W32 --steps 20
