@@ -25,6 +25,7 @@ from dd_lightning.formats import ExpertIdentity, ExpertStore, load_synthetic, wr
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.progress import epoch_bar
 from dd_lightning.real import RealSet
 from dd_lightning.recipes import ExpertRecipe
 from dd_lightning.report import closing_table, evaluation_table, show, summary
@@ -291,6 +292,10 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument("--networks", type=str, nargs="+", default=None, help="Architectures; the file's by default.")
     parser.add_argument("--num_networks", type=int, default=5, help="Fresh networks of each.")
     parser.add_argument("--recipe", type=str, default="mtt", help=f"Protocol: {', '.join(sorted(RECIPES))}.")
+    parser.add_argument("--epochs", type=int | None, default=None, help="Epochs, if other than the protocol's.")
+    parser.add_argument(
+        "--augmentation", type=str | None, default=None, help="DSA strategy, if other than the protocol's; or none."
+    )
     parser.add_argument("--root", type=str, default="data", help="Folder of the real data.")
     parser.add_subclass_arguments(
         DistillationDataModule, "data", required=False, help="Real data, if other than the file's dataset in --root."
@@ -300,7 +305,7 @@ def evaluate(args: Sequence[str]) -> None:
     config: Namespace = parser.parse_args(list(args))
     if config.num_networks < 1:
         raise InputError(f"num_networks is {config.num_networks}; it must be at least 1")
-    recipe = get_recipe(config.recipe)
+    recipe = get_recipe(config.recipe, config.epochs, config.augmentation)
     file = load_synthetic(config.file)
     given = parser.instantiate_classes(config).get("data")
     data = _ready(given or datamodule_by_name(file.dataset, root=config.root))
@@ -317,16 +322,18 @@ def evaluate(args: Sequence[str]) -> None:
     points = []
     specs = config.networks or [file.network]  # all are built before the first one is trained: a wrong name fails now
     for network in [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]:
-        result = evaluate_synthetic_set(
-            file.images.to(device),
-            file.labels.to(device),
-            file.lr if file.lr is not None else 0.01,
-            held_out,
-            network,
-            recipe,
-            config.num_networks,
-            config.seed,
-        )
+        with epoch_bar(f"{config.num_networks} x {network.name}", recipe.epochs) as on_epoch:
+            result = evaluate_synthetic_set(
+                file.images.to(device),
+                file.labels.to(device),
+                file.lr if file.lr is not None else 0.01,
+                held_out,
+                network,
+                recipe,
+                config.num_networks,
+                config.seed,
+                on_epoch,
+            )
         points.append(EvaluationPoint(file.step, network.name, result.accuracies, result.seconds))
     show(evaluation_table(Path(config.file), len(file.images), points))
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,15 +57,25 @@ RECIPES: dict[str, EvaluationRecipe] = {"mtt": EvaluationRecipe()}
 """Published protocols by name."""
 
 
-def get_recipe(name: str) -> EvaluationRecipe:
-    """Return a published recipe.
+def get_recipe(name: str, epochs: int | None = None, augmentation: str | None = None) -> EvaluationRecipe:
+    """Return a published recipe, as it is or with a change.
+
+    Args:
+        name: Its name in ``RECIPES``.
+        epochs: Epochs, if other than the protocol's.
+        augmentation: DSA strategy, if other than the protocol's.
 
     Raises:
         InputError: If there is none of that name.
     """
     if name not in RECIPES:
         raise InputError(f"unknown evaluation recipe {name!r}; choose one of {', '.join(sorted(RECIPES))}")
-    return RECIPES[name]
+    recipe = RECIPES[name]
+    return replace(
+        recipe,
+        epochs=recipe.epochs if epochs is None else epochs,
+        augmentation=recipe.augmentation if augmentation is None else augmentation,
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dd_lightning.cli import main
 from dd_lightning.formats import load_synthetic
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import ScoredCandidate, TrajectoryMatching
+from dd_lightning.report import percent
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning 2.6 with jsonargparse 4
 Fit = Callable[..., Path]
@@ -150,6 +151,15 @@ def test_evaluate_prints_a_row_for_each_network(fit: Fit, capsys: pytest.Capture
     main(["evaluate", str(run / "synthetic.safetensors"), "--networks", *names, "--num_networks", "2"])
     found = re.findall(r"(ConvNet-\d-W4) .*\d\.\d ± \d+\.\d %", capsys.readouterr().out)
     assert found == names
+
+
+def test_evaluate_repeats_the_protocol_of_a_run(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit("--evaluation.augmentation", "none", "--evaluation.compare_random", "false")
+    last = json.loads((run / "summary.json").read_text())["networks"]["ConvNet-1-W4"]["last"]["accuracies"]
+    capsys.readouterr()
+    same = ["--epochs", "2", "--augmentation", "none", "--num_networks", "2", "--seed", "3"]
+    main(["evaluate", str(run / "synthetic.safetensors"), *same])
+    assert percent(last) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [[], ["fit"], ["experts"], ["evaluate"]])

@@ -2,17 +2,14 @@
 
 import csv
 import io
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.progress import Progress
 from torch import Tensor
 
 from dd_lightning.evaluation import EvaluationResult, evaluate_synthetic_set, get_recipe
@@ -21,6 +18,7 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule, as_distillation
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
+from dd_lightning.progress import epoch_bar
 from dd_lightning.real import RealSet
 from dd_lightning.scalars import log_scalars
 from dd_lightning.synthetic import class_labels, initial_images
@@ -89,12 +87,7 @@ class EvalCallback(Callback):
         self.every_n_steps = every_n_steps
         self.network_specs = networks
         self.num_networks = num_networks
-        chosen = get_recipe(recipe)
-        self.recipe = replace(
-            chosen,
-            epochs=chosen.epochs if epochs is None else epochs,
-            augmentation=chosen.augmentation if augmentation is None else augmentation,
-        )
+        self.recipe = get_recipe(recipe, epochs, augmentation)
         self.split: Literal["test", "val"] = split
         self.compare_random = compare_random
         self.points: list[EvaluationPoint] = []
@@ -194,11 +187,12 @@ class EvalCallback(Callback):
         if self._held_out is None:
             raise RuntimeError("EvalCallback.setup has not been called")
         # Gradients are needed here whatever hook calls, and the global random state is never touched.
+        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         title = f"{what}: {self.num_networks} x {network.name}"
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            _progress(trainer, title, self.recipe.epochs) as on_epoch,
+            epoch_bar(title, self.recipe.epochs, shown) as on_epoch,
         ):
             result = evaluate_synthetic_set(
                 images,
@@ -257,22 +251,3 @@ class EvalCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the curve."""
         self.points = [EvaluationPoint(s, n, tuple(a), t) for s, n, a, t in state_dict["points"]]
-
-
-@contextmanager
-def _progress(trainer: Trainer, title: str, epochs: int) -> Iterator[Callable[[int], None] | None]:
-    """Show a bar while networks train, unless the Trainer's own is off."""
-    if trainer.progress_bar_callback is None or not trainer.is_global_zero:
-        yield None
-        return
-    shown = time.perf_counter()
-    with Progress(transient=True, refresh_per_second=4) as progress:
-        task = progress.add_task(title, total=epochs)
-
-        def on_epoch(done: int) -> None:
-            nonlocal shown
-            if (now := time.perf_counter()) - shown > 0.25:
-                shown = now
-                progress.update(task, completed=done)
-
-        yield on_epoch
