@@ -140,16 +140,40 @@ class DSA:
         Raises:
             InputError: If the batch is empty or an axis is shorter than 2 pixels.
         """
+        operations = self.operations
+        operation = IDENTITY
+        if operations:
+            choice = torch.randint(len(operations), (1,), generator=generator, device=generator.device)
+            operation = operations[int(choice)]
+        return self.draw_operation(operation, generator, batch, size, siamese)
+
+    def draw_operation(
+        self, operation: str, generator: torch.Generator, batch: int, size: tuple[int, int], siamese: bool = False
+    ) -> AugmentationDraw:
+        """Draw the parameters of one operation, whether or not the strategy names it.
+
+        Args:
+            operation: One of ``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``, or ``none``.
+            generator: Source of all randomness; it is advanced, unless the operation is ``none``.
+            batch: Number of samples.
+            size: ``(H, W)`` of the images.
+            siamese: Draw one set of parameters for all samples.
+
+        Returns:
+            The draw, to be handed to `augment`.
+
+        Raises:
+            InputError: If there is no such operation, the batch is empty or an axis is shorter than 2 pixels.
+
+        Example:
+            >>> DSA().draw_operation("crop", torch.Generator().manual_seed(0), batch=4, size=(8, 8), siamese=True)
+            AugmentationDraw(operation='crop', values=tensor([[ 1., -1.]]), size=(8, 8), extent=(0, 0))
+        """
         if batch < 1:
             raise InputError(f"cannot draw an augmentation for batch={batch}: it needs at least 1 sample")
         if min(size) < 2:
             raise InputError(f"cannot augment images of size {size}: each axis needs at least 2 pixels")
         samples = 1 if siamese else batch
-        operations = self.operations
-        if not operations:
-            return AugmentationDraw(
-                IDENTITY, torch.empty(samples, 0, dtype=torch.float32, device=generator.device), size, (0, 0)
-            )
 
         def uniform(columns: int) -> Tensor:
             # float32 whatever the images are: both precisions then see the very same numbers.
@@ -159,10 +183,10 @@ class DSA:
             drawn = torch.randint(low, high + 1, (samples,), generator=generator, device=generator.device)
             return drawn.to(torch.float32)
 
-        choice = torch.randint(len(operations), (1,), generator=generator, device=generator.device)
-        operation = operations[int(choice)]
         extent = (0, 0)
-        if operation == "color":
+        if operation == IDENTITY:
+            values = torch.empty(samples, 0, dtype=torch.float32, device=generator.device)
+        elif operation == "color":
             brightness, saturation, contrast = uniform(3).unbind(1)
             values = torch.stack(
                 [
@@ -187,11 +211,15 @@ class DSA:
         elif operation == "scale":
             values = 1 / self.scale + uniform(2) * (self.scale - 1 / self.scale)
             extent = _gather_radius(self.scale, self.scale)
-        else:
+        elif operation == "rotate":
             limit_angle = math.radians(self.rotate)
             values = (uniform(1) * 2 - 1) * limit_angle
             aspect = (size[1] - 1) / (size[0] - 1)
             extent = _gather_radius(_rotated_reach(1 / aspect, limit_angle), _rotated_reach(aspect, limit_angle))
+        else:
+            raise InputError(
+                f"augmentation operation {operation!r} is unknown: it must be one of {', '.join(OPERATIONS)} or 'none'"
+            )
         return AugmentationDraw(operation, values, size, extent)
 
 

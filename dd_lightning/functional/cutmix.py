@@ -1,0 +1,162 @@
+"""CutMix: a box of each image is replaced by the same box of another, and the labels are mixed by area.
+
+The method is of Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features"
+(ICCV 2019, https://arxiv.org/abs/1905.04899); the box and the partners are drawn as in IDC (`rand_bbox` and
+`random_indices` in https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/utils.py).
+
+Mixed labels are label logits: their softmax is the mixture. So `classification_loss` needs to know nothing of CutMix,
+and a stack of networks, only some of which mix at a step, has labels of one shape.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dd_lightning.functional.errors import InputError
+
+
+class CutMixDraw(NamedTuple):
+    """Everything random about one CutMix, so that it can be replayed.
+
+    Attributes:
+        permutation: ``[B]`` int64; image i receives the box of image ``permutation[i]``.
+        box: First and last row, then first and last column, of the box, as (top, bottom, left, right); bottom and
+            right are one past the last pixel. It may be empty.
+        ratio: Share of an image's pixels that stay its own, from 0 to 1, after the box was cut off at the border.
+    """
+
+    permutation: Tensor
+    box: tuple[int, int, int, int]
+    ratio: float
+
+
+def draw_cutmix(generator: torch.Generator, batch: int, size: tuple[int, int], probability: float) -> CutMixDraw | None:
+    """Draw whether to mix, with whom, and one box for the whole batch.
+
+    The share that stays is drawn from Beta(1, 1), the uniform distribution, as IDC does. With lambda that share, the
+    box spans sqrt(1 - lambda) of each axis, rounded down to whole pixels; its centre is uniform over the pixels, and
+    it reaches half of that span, rounded down, either way (an odd span loses a pixel: the reference's rule). What lies
+    outside the image is cut off.
+
+    The same number of draws is taken from the generator whether or not the images are mixed, so that what is drawn at
+    later steps does not depend on the probability. On an accelerator's generator it costs a synchronisation.
+
+    Args:
+        generator: Source of all randomness; it is advanced.
+        batch: Number of samples B.
+        size: ``(H, W)`` of the images.
+        probability: How likely the images are mixed at all; 0.5 in IDC for CIFAR.
+
+    Returns:
+        The draw, to be handed to `cutmix`; None if the images are to be left alone.
+
+    Raises:
+        InputError: If the batch or an axis is empty, or the probability is none.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> draw = draw_cutmix(generator, batch=4, size=(8, 8), probability=1.0)
+        >>> draw.box, draw.ratio
+        ((1, 5, 5, 8), 0.8125)
+        >>> draw_cutmix(generator, batch=4, size=(8, 8), probability=0.0) is None
+        True
+    """
+    if batch < 1 or min(size) < 1:
+        raise InputError(f"cannot draw a CutMix for batch={batch} and size {size}: each must be at least 1")
+    if not 0 <= probability <= 1:
+        raise InputError(f"CutMix probability={probability} is out of range: it must be from 0 to 1")
+    device = generator.device
+    chance, own, *centre = torch.rand(4, generator=generator, device=device, dtype=torch.float64).tolist()
+    permutation = torch.randperm(batch, generator=generator, device=device)
+    if chance >= probability:
+        return None
+    limits: list[int] = []
+    for length, position in zip(size, centre, strict=True):
+        # a product below 1 may round up to the length itself
+        middle = min(int(position * length), length - 1)
+        reach = int(length * math.sqrt(1 - own)) // 2
+        limits += [max(middle - reach, 0), min(middle + reach, length)]
+    top, bottom, left, right = limits
+    box = (top, bottom, left, right)
+    return CutMixDraw(permutation, box, _own_share(box, size))
+
+
+def cutmix(images: Tensor, targets: Tensor, draw: CutMixDraw, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Paste the box of each image's partner into it and mix their labels: a pure function of its arguments.
+
+    `classification_loss` of the labels returned is ``ratio`` times its value for the images' own labels plus
+    ``1 - ratio`` times its value for their partners'.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        targets: Class indices, ``[B]``; or label logits, ``[B, classes]``, whose softmax is the target distribution.
+        draw: From `draw_cutmix`, for the same batch and image size.
+        num_classes: Number of classes.
+
+    Returns:
+        The images, in their dtype, and label logits ``[B, classes]``: the logarithm of the mixture, hence -inf for a
+        class of probability 0. Those made of indices have the images' dtype.
+
+    Raises:
+        InputError: If the draw was made for another batch or image size, or the label logits are of other classes.
+
+    Example:
+        >>> images = torch.tensor([[[[1.0, 1.0]]], [[[2.0, 2.0]]]])
+        >>> draw = CutMixDraw(torch.tensor([1, 0]), box=(0, 1, 1, 2), ratio=0.5)
+        >>> mixed, labels = cutmix(images, torch.tensor([0, 2]), draw, num_classes=3)
+        >>> mixed.flatten(1).tolist(), labels.softmax(1).tolist()
+        ([[1.0, 2.0], [2.0, 1.0]], [[0.5, 0.0, 0.5], [0.5, 0.0, 0.5]])
+    """
+    size = (images.shape[-2], images.shape[-1])
+    if len(draw.permutation) != len(images):
+        raise InputError(
+            f"CutMix drawn for {len(draw.permutation)} samples, got {len(images)}: draw again with the batch size"
+        )
+    top, bottom, left, right = draw.box
+    if bottom > size[0] or right > size[1] or not math.isclose(draw.ratio, _own_share(draw.box, size), abs_tol=1e-9):
+        raise InputError(
+            f"CutMix box {draw.box} with ratio {draw.ratio:g} was not drawn for images of size {size}: draw again with "
+            "the images' size"
+        )
+    partner = draw.permutation.to(images.device)
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images[..., top:bottom, left:right][partner]
+    own = label_logits(targets, num_classes, images.dtype).log_softmax(dim=1)
+    return mixed, torch.logaddexp(own + _log(draw.ratio), own[partner] + _log(1 - draw.ratio))
+
+
+def label_logits(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Return label logits ``[B, classes]``, whose softmax is the target distribution.
+
+    Args:
+        targets: Class indices, ``[B]``, which become 0 for the class and -inf for all others; or label logits,
+            ``[B, classes]``, which are returned as they are.
+        num_classes: Number of classes.
+        dtype: Of the logits made of indices.
+
+    Raises:
+        InputError: If the label logits are of another number of classes.
+
+    Example:
+        >>> label_logits(torch.tensor([1, 0]), num_classes=2, dtype=torch.float32)
+        tensor([[-inf, 0.],
+                [0., -inf]])
+    """
+    if targets.is_floating_point():
+        if targets.shape[-1] != num_classes:
+            raise InputError(f"label logits have shape {tuple(targets.shape)}, but there are {num_classes} classes")
+        return targets
+    # As in the cross-entropy, it is torch that notices an index out of range: testing here would synchronise.
+    empty = torch.full((len(targets), num_classes), -math.inf, dtype=dtype, device=targets.device)
+    return empty.scatter(1, targets[:, None].to(torch.int64), 0.0)
+
+
+def _own_share(box: tuple[int, int, int, int], size: tuple[int, int]) -> float:
+    top, bottom, left, right = box
+    return 1 - (bottom - top) * (right - left) / (size[0] * size[1])
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share > 0 else -math.inf

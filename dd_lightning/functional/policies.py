@@ -1,0 +1,113 @@
+"""Augmentation policies: which operations of DSA one call draws, and applying several draws one after another.
+
+Two are published. Trajectory matching and DSA draw one operation of the strategy per call; IDC (Kim et al., "Dataset
+Condensation via Efficient Synthetic-Data Parameterization", ICML 2022, https://arxiv.org/abs/2205.14959) applies nearly
+all of it (`DiffAug` in https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/augment.py).
+Operations and ranges are the same in both, and are those of `DSA`. For an oblong image IDC's rotation has a slightly
+different aspect ratio, which is not followed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dd_lightning.functional.augment import DSA, AugmentationDraw, augment
+from dd_lightning.functional.errors import InputError
+
+PolicyName = Literal["dsa", "idc"]
+
+_ONE_OF = ("crop", "scale", "rotate")
+
+
+@dataclass(frozen=True)
+class AugmentationPolicy:
+    """A strategy, and how much of it one call applies.
+
+    Args:
+        strategy: Operations joined by underscores, each at most once; ``none`` leaves images alone.
+        name: ``dsa``: one operation of the strategy per call, each as likely as the others. ``idc``: flip, color and
+            cutout at every call, those of them that the strategy names; and of crop, scale and rotate that it names,
+            one per call, each as likely as the others. They are applied in the order flip, color, the one drawn,
+            cutout, whatever the strategy's order is.
+
+    Raises:
+        InputError: If the strategy names an unknown operation or one twice, or there is no policy of that name.
+
+    Example:
+        >>> policy = AugmentationPolicy("color_crop_cutout_flip", name="idc")
+        >>> draws = policy.draw(torch.Generator().manual_seed(0), batch=4, size=(8, 8))
+        >>> [draw.operation for draw in draws]
+        ['flip', 'color', 'crop', 'cutout']
+    """
+
+    strategy: str
+    name: PolicyName = "dsa"
+    _dsa: DSA = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(PolicyName):
+            raise InputError(
+                f"augmentation policy {self.name!r} is unknown: it must be one of {', '.join(get_args(PolicyName))}"
+            )
+        object.__setattr__(self, "_dsa", DSA(self.strategy))
+
+    def draw(
+        self, generator: torch.Generator, batch: int, size: tuple[int, int], siamese: bool = False
+    ) -> tuple[AugmentationDraw, ...]:
+        """Draw what one call applies, and the parameters of each operation, independently for each sample.
+
+        Which of several operations it is, is drawn once for the whole batch.
+
+        Args:
+            generator: Source of all randomness. The policy ``dsa`` takes from it what `DSA.draw` takes. An operation
+                that is chosen must be known on the host: one synchronisation, if the generator is an accelerator's.
+            batch: Number of samples.
+            size: ``(H, W)`` of the images.
+            siamese: Draw one set of parameters for all samples. IDC does so when it matches real with synthetic
+                images, and not when it trains a network.
+
+        Returns:
+            The draws in the order of their application, to be handed to `augment_in_turn`; none at all for ``idc``
+            with strategy ``none``.
+
+        Raises:
+            InputError: If the batch is empty or an axis is shorter than 2 pixels.
+        """
+        if self.name == "dsa":
+            return (self._dsa.draw(generator, batch, size, siamese),)
+        named = self._dsa.operations
+        operations: list[str] = [operation for operation in ("flip", "color") if operation in named]
+        if among := [operation for operation in named if operation in _ONE_OF]:
+            choice = torch.randint(len(among), (1,), generator=generator, device=generator.device)
+            operations.append(among[int(choice)])
+        if "cutout" in named:
+            operations.append("cutout")
+        return tuple(self._dsa.draw_operation(operation, generator, batch, size, siamese) for operation in operations)
+
+
+def augment_in_turn(images: Tensor, draws: Sequence[AugmentationDraw]) -> Tensor:
+    """Apply draws to images one after another: a pure function, differentiable in the images.
+
+    Args:
+        images: ``[B, C, H, W]``, float32 or float64.
+        draws: From `AugmentationPolicy.draw`; the first one is applied first.
+
+    Returns:
+        ``[B, C, H, W]`` in the images' dtype, on their device; the very tensor given if there is nothing to apply.
+
+    Raises:
+        InputError: If a draw was made for another image size or another number of samples.
+
+    Example:
+        >>> flip = AugmentationDraw("flip", torch.tensor([[1.0]]), size=(2, 2), extent=(0, 0))
+        >>> crop = AugmentationDraw("crop", torch.tensor([[0.0, 1.0]]), size=(2, 2), extent=(0, 0))
+        >>> augment_in_turn(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), [flip, crop])
+        tensor([[[[1., 0.],
+                  [3., 0.]]]])
+    """
+    for draw in draws:
+        images = augment(images, draw)
+    return images
