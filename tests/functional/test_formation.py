@@ -110,6 +110,17 @@ def test_the_graph_holds_no_interpolation() -> None:
     assert not any(word in name for name in names for word in ("Upsample", "Index", "Gather", "Scatter", "Grid"))
 
 
+@pytest.mark.gpu
+def test_cuda_backward_is_reproducible_and_equals_the_host() -> None:
+    formation, cotangent = Formation(3, "multi"), random_images(8 * 14, 3, (32, 32), seed=1)
+    gradients: list[Tensor] = []
+    for device in ("cpu", "cuda", "cuda"):
+        images = random_images(8, 3, (32, 32)).to(device).requires_grad_()
+        gradients += torch.autograd.grad(decode(images, formation, pad=0.5), images, cotangent.to(device))
+    assert torch.equal(gradients[1], gradients[2])
+    torch.testing.assert_close(gradients[1].cpu(), gradients[0], rtol=0, atol=1e-12)
+
+
 def test_vmap_equals_the_loop() -> None:
     stacks = torch.stack([random_images(2, 3, (7, 8), seed) for seed in range(3)])
     for kind in KINDS:

@@ -1,0 +1,214 @@
+"""Lloyd's k-means on the device of the points, and the points that represent its clusters.
+
+DREAM (Liu et al., ICCV 2023, https://arxiv.org/abs/2302.14416) matches gradients of those real images that lie nearest
+to the centres of clusters in feature space. Its usual size is 5000 points of 2048 numbers in 128 clusters.
+
+Sums over clusters are a product with a one-hot matrix, so they add in the same order in every run; adding into shared
+memory with atomics, as `index_add` does on CUDA, would not. Everything is computed about the mean of the points: it
+changes no distance, and a common offset then costs no digits.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dd_lightning.functional.errors import InputError
+
+
+class Clustering(NamedTuple):
+    """What k-means found.
+
+    Attributes:
+        centroids: ``[k, d]`` in the points' dtype, on their device.
+        assignments: ``[n]`` int64, the nearest centroid of every point, the first one of several.
+        iterations: How many times the centroids were moved.
+    """
+
+    centroids: Tensor
+    assignments: Tensor
+    iterations: int
+
+
+def kmeans(
+    points: Tensor, clusters: int, generator: torch.Generator, max_iterations: int = 100, tolerance: float = 1e-4
+) -> Clustering:
+    """Cluster points by Lloyd's algorithm, from k of them drawn uniformly.
+
+    A cluster that loses all its points gets the point farthest from its own centroid, as in scikit-learn, but never
+    the last one of another cluster. So with at least k distinct points, no cluster is empty in the end; with fewer,
+    some centroids coincide or have no points. Distinct are points whose squared distance is above the rounding of
+    their squared norms. Memory beyond a copy of the points is a few times n * k numbers.
+
+    Note:
+        DREAM's implementation (fast_pytorch_kmeans) draws the start with replacement, so that two clusters can begin
+        at one point, and moves the centroid of an empty cluster to the origin.
+
+    Args:
+        points: ``[n, d]``, float32 or float64, finite.
+        clusters: k, from 1 to n.
+        generator: Source of the start: the first k of a permutation of the points, drawn on the generator's device.
+            One on the host gives the same start whatever the points' device.
+        max_iterations: Largest number of moves of the centroids. The default is that of DREAM's implementation.
+        tolerance: Stop once the squared movements of the centroids, in units of the points squared, sum to no more
+            than this: DREAM's rule and value. 0 goes on until nothing moves.
+
+    Returns:
+        The clustering. Where it stopped before nothing moved, the assignments are those to the returned centroids,
+        which are then not exactly the means of their clusters.
+
+    Raises:
+        InputError: If there are more clusters than points, or an argument is out of range.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+        >>> found = kmeans(points, 2, torch.Generator().manual_seed(0))
+        >>> sorted(found.centroids.flatten().tolist())
+        [0.5, 10.5]
+    """
+    _check(points, clusters, 1)
+    if max_iterations < 1:
+        raise InputError(f"k-means with max_iterations={max_iterations}: it must be at least 1")
+    if not tolerance >= 0:
+        raise InputError(f"k-means with tolerance={tolerance}: it must be at least 0 (0 stops when nothing moves)")
+    points, mean = _centred(points)
+    found = _lloyd(points, clusters, generator, max_iterations, tolerance)
+    return found._replace(centroids=found.centroids + mean)
+
+
+def representatives(points: Tensor, clusters: int, generator: torch.Generator, per_cluster: int = 1) -> Tensor:
+    """Cluster points with the defaults of `kmeans`, and return those nearest to the centre of their own cluster.
+
+    A cluster with too few members is completed, after all others have chosen theirs, with the points nearest to its
+    centroid that nobody chose. So the indices are always distinct, and always as many as asked for.
+
+    Note:
+        DREAM takes the nearest of all points, member or not, so that one image can represent two clusters and the
+        batch then holds it twice.
+
+    Args:
+        points: ``[n, d]``, float32 or float64, finite.
+        clusters: k, at least 1.
+        generator: As for `kmeans`.
+        per_cluster: Points to take from each cluster. The default is DREAM's.
+
+    Returns:
+        ``[clusters * per_cluster]`` int64 indices of points, on their device: cluster by cluster, the nearest first.
+
+    Raises:
+        InputError: If that is more indices than there are points, or an argument is out of range.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [1.0], [5.0], [100.0], [103.0], [104.0]])
+        >>> sorted(representatives(points, 2, torch.Generator().manual_seed(0)).tolist())
+        [1, 4]
+    """
+    _check(points, clusters, per_cluster)
+    points, _ = _centred(points)
+    centroids, assignments, _ = _lloyd(points, clusters, generator, max_iterations=100, tolerance=1e-4)
+    # By cluster, and within it by distance; stable sorts leave equal distances in the order of the points.
+    order = _squared_distances(points, centroids[assignments]).argsort(stable=True)
+    order = order[assignments[order].argsort(stable=True)]
+    counts = _one_hot(assignments, clusters).sum(0)[:, None]
+    rank = torch.arange(per_cluster, device=points.device)
+    chosen = order[(counts.cumsum(0) - counts + rank).clamp(max=len(points) - 1)]
+    chosen = torch.where(rank < counts, chosen, -1)
+    free = torch.ones(len(points), dtype=torch.bool, device=points.device)
+    free[chosen[chosen >= 0]] = False
+    for cluster, place in (chosen < 0).nonzero().tolist():
+        distances = _squared_distances(points, centroids[cluster]).masked_fill(~free, math.inf)
+        nearest = distances.argmin()
+        chosen[cluster, place] = nearest
+        free[nearest] = False
+    return chosen.flatten()
+
+
+def _check(points: Tensor, clusters: int, per_cluster: int) -> None:
+    if points.ndim != 2 or points.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"k-means of a tensor of shape {tuple(points.shape)} and {points.dtype}: "
+            "it takes points of [n, d] in float32 or float64"
+        )
+    if clusters < 1 or per_cluster < 1:
+        raise InputError(f"k-means with clusters={clusters}, per_cluster={per_cluster}: each must be at least 1")
+    if clusters * per_cluster > len(points):
+        each = "" if per_cluster == 1 else f" times per_cluster={per_cluster}"
+        raise InputError(
+            f"k-means with more clusters than images: clusters={clusters}{each} needs at least "
+            f"{clusters * per_cluster} images, got {len(points)}"
+        )
+    if not bool(points.isfinite().all()):
+        raise InputError("k-means of points that are not all finite: look for infinite or nan features before it")
+
+
+def _centred(points: Tensor) -> tuple[Tensor, Tensor]:
+    points = points.detach()
+    mean = points.mean(0)
+    return points - mean, mean
+
+
+def _lloyd(
+    points: Tensor, clusters: int, generator: torch.Generator, max_iterations: int, tolerance: float
+) -> Clustering:
+    start = torch.randperm(len(points), generator=generator, device=generator.device)[:clusters]
+    centroids = points[start.to(points.device)]
+    assignments = _nearest(points, centroids)
+    iterations, movement = 0, math.inf
+    while iterations < max_iterations and movement > tolerance:
+        empty, farthest = _repair(points, centroids, assignments)
+        assignments[farthest] = empty
+        members = _one_hot(assignments, clusters).to(points.dtype)
+        sums, counts = members.T @ points, members.sum(0)[:, None]
+        # A cluster stays empty only where there are fewer distinct points than clusters.
+        moved = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
+        movement = float((moved - centroids).square().sum())
+        centroids = moved
+        assignments = _nearest(points, centroids)
+        iterations += 1
+    # The last move can have emptied a cluster. A centroid put on a point away from all centroids keeps that point from
+    # then on, so no cluster needs it twice, and k rounds are enough.
+    for _ in range(clusters):
+        empty, farthest = _repair(points, centroids, assignments)
+        if len(empty) == 0:
+            break
+        centroids[empty] = points[farthest]
+        assignments = _nearest(points, centroids)
+    return Clustering(centroids, assignments, iterations)
+
+
+def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    # |p - c|^2 without |p|^2, the same for all c: adding it would only round away what tells two centroids apart.
+    return torch.addmm(centroids.square().sum(1), points, centroids.T, alpha=-2).argmin(1)
+
+
+def _squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
+    # Of few pairs, so by differences: exactly 0 where a centroid is a point.
+    return (points - centroids).square().sum(1)
+
+
+def _one_hot(assignments: Tensor, clusters: int) -> Tensor:
+    return assignments[:, None] == torch.arange(clusters, device=assignments.device)
+
+
+def _repair(points: Tensor, centroids: Tensor, assignments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the empty clusters, and for each the point to give it: ``[e]`` and ``[e]`` int64.
+
+    The points are the farthest from their own centroids, but never the last one of a cluster, nor one that is at its
+    centroid. Where these are fewer than the empty clusters, only the first of the clusters are returned.
+    """
+    counts = _one_hot(assignments, len(centroids)).sum(0).tolist()
+    empty = [cluster for cluster, count in enumerate(counts) if count == 0]
+    given: list[int] = []
+    if empty:
+        distances = _squared_distances(points, centroids[assignments])
+        order = distances.argsort(descending=True, stable=True)
+        ranked = zip(order.tolist(), distances[order].tolist(), assignments[order].tolist(), strict=True)
+        for point, distance, owner in ranked:
+            if len(given) == len(empty) or distance == 0:
+                break
+            if counts[owner] > 1:
+                counts[owner] -= 1
+                given.append(point)
+    pairs = assignments.new_tensor([empty[: len(given)], given])
+    return pairs[0], pairs[1]
