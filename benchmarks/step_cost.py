@@ -34,8 +34,7 @@ from dd_lightning.functional.trajectory import (
     unroll,
     unroll_adjoint,
 )
-from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives.trajectory_matching import student_loss
+from dd_lightning.networks import FunctionalNetwork, training_loss
 
 VARIANTS = ("plain unroll", "adjoint, 1 candidate", "adjoint, 3 candidates", "adjoint by jvp(grad), 1 candidate")
 
@@ -44,7 +43,7 @@ def plain_step(
     network: FunctionalNetwork, images: Tensor, lr: Tensor, labels: Tensor, ends: list[Tensor], steps: list[InnerStep]
 ) -> None:
     """Do what the published code does, without its detours: one graph over all student steps."""
-    loss = student_loss(network)
+    loss = training_loss(network)
     start, target = ends
     theta = start.clone().requires_grad_()
     for indices, draw in steps:
@@ -63,7 +62,7 @@ def adjoint_step(
     order: Order,
 ) -> None:
     """Score the candidates, then differentiate the first one."""
-    loss = student_loss(network)
+    loss = training_loss(network)
     paths = [unroll(loss, start, lr.detach(), images.detach(), labels, steps) for start, _ in candidates]
     (start, target), path = candidates[0], paths[0]
     del paths

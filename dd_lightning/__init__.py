@@ -16,12 +16,13 @@ from dd_lightning.evaluation import EvaluationRecipe, evaluate_synthetic_set
 from dd_lightning.formats import load_synthetic, save_synthetic
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import TrajectoryMatching
-from dd_lightning.pools import TrajectoryPool
-from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
+from dd_lightning.pools import NetworkPool, TrajectoryPool
+from dd_lightning.recipes import ExpertRecipe, NetworkRecipe
 from dd_lightning.version import __version__
 
 __all__ = [
+    "BidirectionalMatching",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "DatasetDataModule",
@@ -32,9 +33,12 @@ __all__ = [
     "EvaluationRecipe",
     "ExpertRecipe",
     "FashionMNISTDataModule",
+    "GradientMatching",
     "ImageFolderDataModule",
     "InputError",
     "MNISTDataModule",
+    "NetworkPool",
+    "NetworkRecipe",
     "SVHNDataModule",
     "SyntheticSetWriter",
     "TrajectoryMatching",

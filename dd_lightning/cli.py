@@ -319,13 +319,14 @@ def evaluate(args: Sequence[str]) -> None:
     space = color_space_from_tensors(file.color_space, file.color_space_tensors)
     pixels = data.space.decode(data.test.images)
     held_out = RealSet(space.encode(pixels), data.test.labels, data.num_classes).to(device)
+    images, targets = (tensor.to(device) for tensor in file.training_set())
     points = []
     specs = config.networks or [file.network]  # all are built before the first one is trained: a wrong name fails now
     for network in [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]:
         with epoch_bar(f"{config.num_networks} x {network.name}", recipe.epochs) as on_epoch:
             result = evaluate_synthetic_set(
-                file.images.to(device),
-                file.labels.to(device),
+                images,
+                targets,
                 file.lr if file.lr is not None else 0.01,
                 held_out,
                 network,

@@ -11,19 +11,32 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from dd_lightning.colors import color_space_from_tensors
 from dd_lightning.cost import peak_memory_bytes
 from dd_lightning.data import DistillationDataModule
 from dd_lightning.experts import train_experts
 from dd_lightning.formats import ExpertIdentity, ExpertStore
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.formation import Formation, FormationKind
+from dd_lightning.functional.matching import step_per_iteration
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
 from dd_lightning.objectives import MatchingObjective, ScoredCandidate, TrajectoryMatching
-from dd_lightning.pools import CandidateKey, CandidatePool, PoolSetup, TrajectoryPool
+from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup
 from dd_lightning.real import RealSet
 from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.sampling import Features
 from dd_lightning.scalars import log_scalars, logs_now
-from dd_lightning.synthetic import Initialisation, LabelKind, SyntheticSet, class_labels, initial_images
+from dd_lightning.synthetic import (
+    Initialisation,
+    LabelKind,
+    SyntheticSet,
+    check_initial,
+    class_labels,
+    initial_images,
+)
+
+ImageSpace = Literal["network", "pixels"]
 
 DEFAULT_STEPS = 2000
 """Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
@@ -37,17 +50,28 @@ class DistillationModule(LightningModule):
 
     Args:
         objective: Matching objective; null is trajectory matching with its defaults.
-        pool: Where candidates come from; null is a trajectory pool with its defaults.
+        pool: Where candidates come from; null is the pool that goes with the objective, with its defaults.
         network: Architecture of students and experts, by name (``ConvNet-3``, ``ConvNet-3-W32``), import path or
             factory.
-        ipc: Images per class.
-        init: Start from real images or from noise; ``real`` is the MTT reference's default.
+        ipc: Images per class, as they are stored.
+        factor: Multi-formation (IDC): each stored image is cut into factor x factor tiles, and each tile is enlarged to
+            a training image. 1 is none; IDC uses 2 for CIFAR.
+        formation: ``single`` cuts by ``factor`` alone, ``multi`` by 1, 2, ..., ``factor``; ``single`` in IDC.
+        image_space: Where images are stored and learned: as networks see them, or as ``pixels`` in [0, 1] that are
+            normalised on their way to a network, as in IDC and DREAM. Learning rates belong to one or the other.
+        init: Start from ``real`` images (the MTT reference's default), from the real images nearest to the centroids of
+            ``kmeans`` (DREAM), or from ``noise``.
         labels: ``hard``, or ``soft``: logits taken from the experts (DATM).
         image_lr: Learning rate of the images; 100 is the published value for CIFAR-10 at ipc 1.
         student_lr: Initial learning rate of the student; it is learned. 0.01 in the reference.
         student_lr_lr: Learning rate of the student's learning rate; 0 keeps it fixed.
         label_lr: Learning rate of soft labels; 0 keeps them fixed.
-        momentum: Momentum of the images' and the learning rate's SGD; 0.5 in the reference.
+        momentum: Momentum of the images' and the learning rate's SGD; 0.5 in the references.
+        image_steps: ``joint``: one step moves the images of all classes. ``per_class``: ``image_lr`` and ``momentum``
+            are those of a reference that steps once for each class (IDC, DREAM); the step that equals them is taken.
+        inner_loop: Steps that make up an outer iteration, 100 in IDC and DREAM. Curves are then logged against outer
+            iterations, too.
+        clamp: Clamp the images to valid pixels at the start of each outer iteration, as IDC and DREAM do.
         label_momentum: Momentum of the soft labels' SGD; 0.9 in DATM.
         student_lr_floor: Keep the student's learning rate at or above this; null never touches it, as the reference.
         on_nonfinite: What to do when the loss or a gradient is NaN or infinite: stop with an error, or leave S
@@ -64,6 +88,9 @@ class DistillationModule(LightningModule):
         pool: CandidatePool | None = None,
         network: NetworkSpec = "ConvNet-3",
         ipc: int = 1,
+        factor: int = 1,
+        formation: FormationKind = "single",
+        image_space: ImageSpace = "network",
         init: Initialisation = "real",
         labels: LabelKind = "hard",
         image_lr: float = 100.0,
@@ -72,6 +99,9 @@ class DistillationModule(LightningModule):
         label_lr: float = 0.0,
         momentum: float = 0.5,
         label_momentum: float = 0.9,
+        image_steps: Literal["joint", "per_class"] = "joint",
+        inner_loop: int | None = None,
+        clamp: bool = False,
         student_lr_floor: float | None = None,
         on_nonfinite: Literal["error", "skip"] = "error",
         seed: int | None = None,
@@ -83,10 +113,22 @@ class DistillationModule(LightningModule):
             raise InputError(f"student_lr is {student_lr}; the student's learning rate must start above 0")
         if student_lr_floor is not None and student_lr_floor <= 0:
             raise InputError(f"student_lr_floor is {student_lr_floor}; give a positive number, or null for no floor")
+        if inner_loop is not None and inner_loop < 1:
+            raise InputError(f"inner_loop is {inner_loop}; an outer iteration has at least 1 step, or use null")
+        if clamp and inner_loop is None:
+            raise InputError("clamp is true, but inner_loop is null; images are clamped every inner_loop steps: set it")
         self.objective: MatchingObjective = objective or TrajectoryMatching()
-        self.pool: CandidatePool = pool or TrajectoryPool()
+        self.pool: CandidatePool = pool or self.objective.default_pool()
+        if not issubclass(self.pool.gives, self.objective.candidates):
+            raise InputError(
+                f"{type(self.objective).__name__} learns from {self.objective.candidates.__name__}, but "
+                f"{type(self.pool).__name__} gives {self.pool.gives.__name__}; use "
+                f"{type(self.objective.default_pool()).__name__}"
+            )
         self.network_spec = network
         self.ipc = ipc
+        self.formation = Formation(factor, formation)
+        self.image_space: ImageSpace = image_space
         self.init_kind: Initialisation = init
         self.label_kind: LabelKind = labels
         self.image_lr = image_lr
@@ -95,6 +137,9 @@ class DistillationModule(LightningModule):
         self.label_lr = label_lr
         self.momentum = momentum
         self.label_momentum = label_momentum
+        self.image_steps: Literal["joint", "per_class"] = image_steps
+        self.inner_loop = inner_loop
+        self.clamp = clamp
         self.student_lr_floor = student_lr_floor
         self.on_nonfinite = on_nonfinite
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
@@ -108,6 +153,8 @@ class DistillationModule(LightningModule):
         self._started = time.perf_counter()
         self._selected: tuple[ScoredCandidate, list[CandidateKey]] | None = None
         self._refresh_due: tuple[CandidateKey, list[CandidateKey]] | None = None
+        self._reference: CandidateKey | None = None
+        self._clusters_due = False
         self._begun_step = -1
         self._draw: Any = None
         self._skipped = False
@@ -150,6 +197,18 @@ class DistillationModule(LightningModule):
         return self._real
 
     @property
+    def effective_ipc(self) -> int:
+        """Images per class after decoding: what networks are trained on."""
+        return self.ipc * self.formation.per_image
+
+    @property
+    def outer_iteration(self) -> int | None:
+        """Outer iterations that are done, where there are any and the last one is complete."""
+        if self.inner_loop is None or self.global_step % self.inner_loop != 0:
+            return None
+        return self.global_step // self.inner_loop
+
+    @property
     def student_lr(self) -> float:
         """The student's current learning rate, with the floor applied."""
         value = float(self.synthetic_set.student_lr.detach())
@@ -174,8 +233,10 @@ class DistillationModule(LightningModule):
     def score(self, keys: Sequence[CandidateKey]) -> list[ScoredCandidate]:
         """Score candidates on the current synthetic set, all with the same draws."""
         self._begin_step()
-        synthetic, real = self.synthetic_set, self.real
-        scored = [self.objective.score(synthetic, real, self.network, self.pool.load(key), self._draw) for key in keys]
+        synthetic, real, sole = self.synthetic_set, self.real, len(keys) == 1
+        scored = [
+            self.objective.score(synthetic, real, self.network, self.pool.load(key), self._draw, sole) for key in keys
+        ]
         self.candidate_evaluations += len(scored)
         return scored
 
@@ -210,10 +271,25 @@ class DistillationModule(LightningModule):
         self._begun_step = self.global_step
         if self._refresh_due is not None:
             self.pool.refresh(*self._refresh_due, self.context())
-            self._refresh_due = None
+            self._reference, self._refresh_due = self._refresh_due[0], None
+        synthetic = self.synthetic_set
         with torch.no_grad():
-            self.synthetic_set.student_lr.fill_(self.student_lr)
-        self._draw = self.objective.draw(self.synthetic_set, self.real, self.context())
+            synthetic.student_lr.fill_(self.student_lr)
+            if self.clamp and self.outer_iteration is not None:
+                torch.clamp(synthetic.images, *self._valid_pixels(), out=synthetic.images.detach())
+        self._draw = self.objective.draw(synthetic, self.real, self.network, self._reference_candidate, self.context())
+
+    def _reference_candidate(self) -> Candidate:
+        """Return what the previous step learned from, as the pool has it now; at first, the first uniform draw."""
+        return self.pool.load(self._reference or self.pool.draw(1, self.context())[0])
+
+    def _valid_pixels(self) -> tuple[Tensor, Tensor]:
+        """Return the smallest and the largest valid image, [1, ch, H, W] each."""
+        images = self.synthetic_set.images
+        black, white = torch.zeros_like(images[:1]), torch.ones_like(images[:1])
+        if self.image_space == "pixels":
+            return black, white
+        return self.datamodule.space.encode(black), self.datamodule.space.encode(white)
 
     def _finite(self, value: Tensor, what: str) -> bool:
         if bool(torch.isfinite(value).all()):
@@ -240,9 +316,13 @@ class DistillationModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One SGD with a group each for images, student learning rate and soft labels."""
         synthetic = self.synthetic_set
-        synthetic.student_lr.requires_grad_(self.student_lr_lr > 0)
-        groups: list[dict[str, Any]] = [{"params": [synthetic.images], "lr": self.image_lr}]
-        if self.student_lr_lr > 0:
+        learns_lr = self.student_lr_lr > 0 and self.objective.uses_student_lr
+        synthetic.student_lr.requires_grad_(learns_lr)
+        image_lr, momentum = self.image_lr, self.momentum
+        if self.image_steps == "per_class":
+            image_lr, momentum = step_per_iteration(image_lr, momentum, self.datamodule.num_classes)
+        groups: list[dict[str, Any]] = [{"params": [synthetic.images], "lr": image_lr, "momentum": momentum}]
+        if learns_lr:
             groups.append({"params": [synthetic.student_lr], "lr": self.student_lr_lr})
         if synthetic.label_kind == "soft":
             synthetic.targets.requires_grad_(self.label_lr > 0)
@@ -260,15 +340,48 @@ class DistillationModule(LightningModule):
         datamodule, device = self.datamodule, self.trainer.strategy.root_device
         real = datamodule.train.to(device)
         self._network = FunctionalNetwork(self.network_spec, datamodule.image_shape, datamodule.num_classes).to(device)
-        # ipc is checked, by drawing S_0, before experts are trained for hours
-        images = initial_images(real, self.ipc, self.init_kind, step_generator(self.seed, 0, "initial"))
-        labels = class_labels(real.num_classes, self.ipc).to(device)
+        # what can be wrong with them is found before experts are trained for hours
+        self.objective.check(self._network, real)
+        check_initial(real, self.ipc, self.init_kind, self.formation)
+        if self.init_kind == "kmeans":
+            self._network.check_features()
+        if self.clamp and self.image_space == "network" and datamodule.space.kind == "zca":
+            raise InputError(
+                "clamp is true, but whitened images have no range of valid pixels; set image_space: pixels, or "
+                "data.color_space: normalized"
+            )
         self.pool.prepare(
-            PoolSetup(self._network, real, datamodule.name, datamodule.fingerprint, device, self._train_experts)
+            PoolSetup(
+                self._network,
+                real,
+                datamodule.name,
+                datamodule.fingerprint,
+                device,
+                self._train_experts,
+                self.seed,
+                self.trainer.progress_bar_callback is not None,
+            )
         )
         if self.synthetic is None:
-            targets = labels if self.label_kind == "hard" else self.pool.teacher_logits(images, labels)
-            self.synthetic = SyntheticSet(images, targets, self.initial_student_lr).to(device)
+            # A checkpoint may be about to replace it: k-means, and the training that it needs, wait for on_fit_start.
+            self._clusters_due = self.init_kind == "kmeans"
+            self.synthetic = self._initial_set(real, "real" if self._clusters_due else self.init_kind).to(device)
+
+    def _initial_set(self, real: RealSet, init: Initialisation) -> SyntheticSet:
+        space = self.datamodule.space
+        images = initial_images(
+            real, self.ipc, init, step_generator(self.seed, 0, "initial"), self.formation, self._pool_features
+        )
+        targets = class_labels(real.num_classes, self.ipc).to(images.device)
+        if self.label_kind == "soft":
+            targets = self.pool.teacher_logits(images, targets)
+        if self.image_space == "network":
+            return SyntheticSet(images, targets, self.initial_student_lr, self.formation)
+        return SyntheticSet(space.decode(images), targets, self.initial_student_lr, self.formation, space)
+
+    def _pool_features(self) -> Features:
+        theta = self.pool.feature_parameters()
+        return lambda images: self.network.features(theta, images)
 
     def _refuse_unsupported_trainer(self) -> None:
         if self.trainer.precision != "32-true":
@@ -308,14 +421,21 @@ class DistillationModule(LightningModule):
     def on_fit_start(self) -> None:
         """Bring the real data to the device and start the clock."""
         self._real = self.datamodule.train.to(self.device)
+        if self._clusters_due:
+            self._clusters_due = False
+            self.synthetic_set.load_state_dict(self._initial_set(self._real, "kmeans").state_dict())
         self._started = time.perf_counter()
-        self._begun_step, self._selected = -1, None  # of an earlier fit of the same module
+        self._begun_step, self._selected, self._reference = -1, None, None  # of an earlier fit of the same module
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
+        space = self.synthetic_set.space
         checkpoint["distillation"] = {
             "seed": self.seed,
             "pool": self.pool.state_dict(),
+            "objective": self.objective.state_dict(),
+            "formation": (self.formation.factor, self.formation.kind),
+            "pixels_to": None if space is None else (space.kind, space.tensors()),
             "refresh_due": self._refresh_due,
             "candidate_evaluations": self.candidate_evaluations,
             "skipped_steps": self.skipped_steps,
@@ -330,7 +450,10 @@ class DistillationModule(LightningModule):
         if state["seed"] != self.seed and self.synthetic is not None:
             rank_zero_warn(f"seed is {self.seed}, but the checkpoint's run has {state['seed']}: going on with that one")
         self.seed = state["seed"]
+        self._clusters_due = False
         self.pool.load_state_dict(state["pool"])
+        self.objective.load_state_dict(state.get("objective", {}))
+        formation, pixels_to = Formation(*state.get("formation", (1, "single"))), state.get("pixels_to")
         due = state["refresh_due"]
         self._refresh_due = None if due is None else (tuple(due[0]), [tuple(key) for key in due[1]])
         self.candidate_evaluations = state["candidate_evaluations"]
@@ -340,11 +463,20 @@ class DistillationModule(LightningModule):
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         saved = {name.removeprefix("synthetic."): value for name, value in checkpoint["state_dict"].items()}
         if self.synthetic is None:  # load_from_checkpoint: there was no setup
-            self.synthetic = SyntheticSet(saved["images"], saved["targets"], float(saved["student_lr"]))
+            space = None if pixels_to is None else color_space_from_tensors(*pixels_to)
+            self.synthetic = SyntheticSet(
+                saved["images"], saved["targets"], float(saved["student_lr"]), formation, space
+            )
         elif self.synthetic.images.shape != saved["images"].shape:
             raise InputError(
                 f"the checkpoint's images are {tuple(saved['images'].shape)}, but the configuration makes "
                 f"{tuple(self.synthetic.images.shape)}; resume with the configuration that the run was started with"
+            )
+        elif (self.synthetic.formation, self.synthetic.space is None) != (formation, pixels_to is None):
+            theirs = "network" if pixels_to is None else "pixels"
+            raise InputError(
+                f"the checkpoint's run has {formation}, image_space {theirs!r}, but the configuration has "
+                f"{self.formation}, {self.image_space!r}; resume with the configuration that the run was started with"
             )
         elif saved["targets"].is_floating_point() != self.synthetic.targets.is_floating_point():
             raise InputError(
@@ -364,6 +496,10 @@ class DistillationModule(LightningModule):
                 "cost/seconds": self.seconds,
                 "cost/candidate_evaluations": float(self.candidate_evaluations),
             }
+            values |= {f"distill/{name}": float(term) for name, term in scored.terms.items()}
+            values |= self.pool.scalars()
+            if (outer := self.outer_iteration) is not None:
+                log_scalars(self.trainer, {"outer/loss": float(scored.loss)}, outer)
             if peak is not None:
                 values["cost/peak_memory_mb"] = peak / 2**20
             log_scalars(self.trainer, values, self.global_step)
@@ -376,6 +512,7 @@ class DistillationModule(LightningModule):
             "network": self.network.name,
             "dataset": self.datamodule.name,
             "ipc": self.ipc,
+            "factor": self.formation.factor,
             "init": self.init_kind,
             "labels": self.label_kind,
             "image_lr": self.image_lr,

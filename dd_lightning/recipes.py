@@ -1,10 +1,11 @@
-"""How an expert is trained on the real data: the settings that the trajectory of its weights depends on."""
+"""How networks are trained on the real data: the settings that their weights depend on."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.policies import AugmentationPolicy, PolicyName
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,63 @@ class ExpertRecipe:
         if self.lr_decay:
             plain["decay_epochs"] = epochs
         return plain
+
+
+@dataclass(frozen=True)
+class NetworkRecipe:
+    """How the live networks of gradient and distribution matching go on training on the real data.
+
+    Defaults are IDC's for CIFAR (`condense.py`, `train.py` and `argument.py` of
+    https://github.com/snu-mllab/Efficient-Dataset-Condensation/tree/ceac95a).
+
+    Args:
+        lr: Learning rate of SGD (0.01 there).
+        momentum: Its momentum (0.9 there).
+        weight_decay: Its L2 penalty (5e-4 there).
+        batch_size: Images per step (there it is the size of the real batches of matching: 64; 128 in DREAM).
+        images_per_update: Images of one update, rounded up to whole batches (2000 there, hence 32 steps of 64).
+        augmentation: Operations, joined by ``_``, or ``"none"`` (``color_crop`` there: cutout makes way for CutMix).
+        policy: How they are combined, ``idc`` or ``dsa`` (``idc`` there), with parameters for each image.
+        cutmix: Probability that a batch is mixed by CutMix (0.5 there, for CIFAR).
+
+    Raises:
+        InputError: If a value is out of range.
+
+    Example:
+        >>> NetworkRecipe().steps_per_update
+        32
+    """
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    images_per_update: int = 2000
+    augmentation: str = "color_crop"
+    policy: PolicyName = "idc"
+    cutmix: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"the pool's recipe.lr is {self.lr}, it must be above 0; the usual value is 0.01")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"the pool's recipe.momentum is {self.momentum}, it must be in [0, 1); 0.9 is usual")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"the pool's recipe.weight_decay is {self.weight_decay}, it must be at least 0")
+        if self.batch_size < 1 or self.images_per_update < 1:
+            raise InputError(
+                f"the pool's recipe has batch_size {self.batch_size} and images_per_update {self.images_per_update}; "
+                "both must be at least 1"
+            )
+        if not 0 <= self.cutmix <= 1:
+            raise InputError(f"the pool's recipe.cutmix is {self.cutmix}, a probability must be in [0, 1]")
+        self.policy_of_augmentation()
+
+    @property
+    def steps_per_update(self) -> int:
+        """SGD steps of one update."""
+        return -(-self.images_per_update // self.batch_size)
+
+    def policy_of_augmentation(self) -> AugmentationPolicy:
+        """Return the augmentation of the real batches."""
+        return AugmentationPolicy(self.augmentation, self.policy)

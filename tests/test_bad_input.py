@@ -26,7 +26,10 @@ from tests.small import Cli
             r"num_candidates is 5, but the pool holds 4; lower selection\.num_candidates or set selection\.pool_size",
         ),
         ("--model.ipc 0", r"ipc is 0; it must be at least 1 image per class"),
-        ("--model.ipc 140", r"140 images per class were asked for, but class 8, the smallest, has 139: ask for 1 \.\."),
+        (
+            "--model.ipc 140",
+            r"ipc 140 with factor 1 starts from 140 real images per class, but class 8, the smallest, has 139",
+        ),
         ("--model.student_lr 0", r"student_lr is 0\.0; .* must start above 0"),
         ("--model.student_lr_floor -1", r"student_lr_floor is -1\.0; give a positive number, or null"),
         (

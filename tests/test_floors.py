@@ -10,8 +10,8 @@ FLOORS = {
     3: ("cli", "__main__", "report"),
     2: ("__init__", "module", "scalars", "experts", "callbacks", "data"),
     1: (
-        "objectives", "pools", "networks", "synthetic", "real", "evaluation", "formats", "colors", "ensemble",
-        "recipes", "cost", "pictures", "progress", "runs",
+        "objectives", "pools", "networks", "synthetic", "real", "sampling", "evaluation", "formats", "colors",
+        "ensemble", "recipes", "cost", "pictures", "progress", "runs",
     ),
     0: ("functional", "version"),
 }  # fmt: skip

@@ -98,10 +98,22 @@ class Stub(MatchingObjective):
         self.drawn: list[int] = []
         self.chosen: list[int] = []
 
-    def draw(self, synthetic: Any, real: Any, context: StepContext) -> int:  # noqa: ANN401
+    @staticmethod
+    def default_pool() -> TrajectoryPool:
+        return TrajectoryPool()
+
+    def draw(self, synthetic: Any, real: Any, network: Any, reference: Any, context: StepContext) -> int:  # noqa: ANN401
         return context.step
 
-    def score(self, synthetic: Any, real: Any, network: Any, candidate: Any, draw: int) -> ScoredCandidate:  # noqa: ANN401
+    def score(
+        self,
+        synthetic: Any,  # noqa: ANN401
+        real: Any,  # noqa: ANN401
+        network: Any,  # noqa: ANN401
+        candidate: Any,  # noqa: ANN401
+        draw: int,
+        sole: bool,
+    ) -> ScoredCandidate:
         expert: int = candidate.key[0]
         self.drawn.append(expert)
         return ScoredCandidate(candidate, torch.tensor(LOSSES[expert]), draw, expert)

@@ -137,6 +137,7 @@ class EvalCallback(Callback):
         if not any(point.step == trainer.global_step for point in self.points):
             self._evaluate(trainer, module)
         if self.compare_random:
+            # as many as are stored: what a budget of that many whole images is worth
             images = initial_images(module.real, module.ipc, "real", step_generator(module.seed, 0, "random-real"))
             labels = class_labels(module.datamodule.num_classes, module.ipc).to(images.device)
             self.random_real = self._train_and_test(
@@ -161,12 +162,9 @@ class EvalCallback(Callback):
         return max((p for p in self.points if p.network == name), key=lambda point: point.result.mean)
 
     def _evaluate(self, trainer: Trainer, module: DistillationModule) -> None:
-        synthetic = module.synthetic_set
+        images, targets = module.synthetic_set.decoded().detach(), module.synthetic_set.decoded_targets().detach()
         self.points += [
-            self._train_and_test(
-                trainer, module, network, synthetic.images.detach(), synthetic.targets.detach(), "evaluation"
-            )
-            for network in self._networks
+            self._train_and_test(trainer, module, network, images, targets, "evaluation") for network in self._networks
         ]
         self._log(trainer, trainer.global_step)
         self._write_csv(trainer)
@@ -218,6 +216,9 @@ class EvalCallback(Callback):
                 f"eval/{point.network}/seconds": point.seconds,
             }
         log_scalars(trainer, values, step)
+        inner_loop = as_distillation(trainer.lightning_module).inner_loop
+        if inner_loop is not None and step % inner_loop == 0:
+            log_scalars(trainer, {f"outer/{name}": value for name, value in values.items()}, step // inner_loop)
         # for ModelCheckpoint(monitor=...) and EarlyStopping, which read the Trainer's metrics
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 

@@ -66,8 +66,8 @@ class SyntheticSetWriter(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         file = synthetic_file(module, trainer.global_step, self.config)
         save_synthetic(folder / self.FILE, file)
-        space = module.datamodule.space
-        grid = image_grid(space.decode(file.images), file.num_classes, self.max_per_class)
+        pixels = file.images if file.stored_as == "pixels" else module.datamodule.space.decode(file.images)
+        grid = image_grid(pixels, file.num_classes, self.max_per_class)
         write_atomically(folder / self.PICTURE, png_bytes(grid))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -81,11 +81,14 @@ def synthetic_file(module: DistillationModule, step: int, config: dict[str, Any]
         images=synthetic.images.detach().cpu(),
         labels=synthetic.targets.detach().cpu(),
         label_kind="hard" if synthetic.label_kind == "hard" else "logits",
-        lr=module.student_lr,
+        lr=module.student_lr if module.objective.uses_student_lr else None,
         color_space=data.space.kind,
         color_space_tensors=data.space.tensors(),
         ipc=module.ipc,
-        effective_ipc=module.ipc,
+        effective_ipc=module.effective_ipc,
+        factor=module.formation.factor,
+        formation=module.formation.kind,
+        stored_as=module.image_space,
         num_classes=data.num_classes,
         dataset=data.name,
         class_names=list(data.class_names),

@@ -10,12 +10,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from dd_lightning.colors import color_space_from_tensors
 from dd_lightning.formats.atomic import write_atomically
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.formation import Formation, FormationKind, decode_targets
+from dd_lightning.synthetic import decode_images
 from dd_lightning.version import __version__
 
 FORMAT = "synthetic"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 has added ``formation`` and ``stored_as``; a file of version 1 has the defaults of both."""
 METADATA_KEY = "dd_lightning"
 
 LabelKind = Literal["hard", "logits"]
@@ -29,15 +33,17 @@ class SyntheticFile:
 
     Args:
         images: Stored images, float32 ``[num_classes * ipc, channels, height, width]``, in the colour space
-            named below.
+            named below, or as pixels to be brought to it.
         labels: ``[n]`` int64 class indices, or ``[n, num_classes]`` floating-point logits.
         label_kind: Which of the two the labels are.
         lr: The learned learning rate of a network trained on the images, None if the objective learns none.
-        color_space: The space the images live in: pixels in [0, 1], normalised per channel, or whitened.
+        color_space: The space that networks see: pixels in [0, 1], normalised per channel, or whitened.
         color_space_tensors: What leads from there back to pixels, such as ``mean`` and ``std``, or the
             whitening matrices.
-        factor: Multi-formation factor: each stored image decodes to ``factor ** 2`` training images; 1 is no
-            decoding.
+        factor: Multi-formation factor: each stored image is cut into ``factor ** 2`` tiles, which are enlarged to
+            training images; 1 is no decoding.
+        formation: ``single`` or ``multi``, see :class:`~dd_lightning.functional.formation.Formation`.
+        stored_as: ``network``: the images live in the colour space; ``pixels``: they are encoded to it after decoding.
         ipc: Stored images per class.
         effective_ipc: Training images per class after decoding.
         num_classes: Number of classes.
@@ -68,6 +74,8 @@ class SyntheticFile:
     network: str
     step: int
     factor: int = 1
+    formation: FormationKind = "single"
+    stored_as: Literal["network", "pixels"] = "network"
     config: dict[str, Any] = field(default_factory=dict)
     package_version: str = __version__
 
@@ -96,12 +104,21 @@ class SyntheticFile:
             raise InputError(
                 f"{len(self.class_names)} class names for {self.num_classes} classes; give one per class or none"
             )
-        if self.factor < 1 or self.effective_ipc < self.ipc:
+        effective = self.ipc * Formation(self.factor, self.formation).per_image
+        if self.effective_ipc != effective:
             raise InputError(
-                f"factor {self.factor} with effective ipc {self.effective_ipc} and ipc {self.ipc}; the "
-                "factor must be at "
-                "least 1 and decoding cannot give fewer images than are stored"
+                f"effective ipc is {self.effective_ipc}, but ipc {self.ipc} with formation factor {self.factor} "
+                f"({self.formation}) decodes to {effective}; give that number"
             )
+        if self.stored_as not in ("network", "pixels"):
+            raise InputError(f"stored_as is {self.stored_as!r}; use network or pixels")
+
+    def training_set(self) -> tuple[Tensor, Tensor]:
+        """Return what networks are trained on: decoded images [n, ch, H, W] in the colour space, and their labels."""
+        formation = Formation(self.factor, self.formation)
+        space = color_space_from_tensors(self.color_space, self.color_space_tensors)
+        images = decode_images(self.images, formation, space if self.stored_as == "pixels" else None)
+        return images, decode_targets(self.labels, formation)
 
 
 _TEXT_FIELDS = [
@@ -109,6 +126,8 @@ _TEXT_FIELDS = [
     "lr",
     "color_space",
     "factor",
+    "formation",
+    "stored_as",
     "ipc",
     "effective_ipc",
     "num_classes",
@@ -120,6 +139,7 @@ _TEXT_FIELDS = [
     "config",
     "package_version",
 ]
+_SINCE_VERSION_2 = ("formation", "stored_as")
 
 
 def save_synthetic(path: Path | str, synthetic: SyntheticFile) -> None:
@@ -193,7 +213,7 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
             images=tensors.pop("images"),
             labels=tensors.pop("labels"),
             color_space_tensors={name.removeprefix(_COLOR_PREFIX): tensor for name, tensor in tensors.items()},
-            **{name: values[name] for name in _TEXT_FIELDS},
+            **{name: values[name] for name in _TEXT_FIELDS if version > 1 or name not in _SINCE_VERSION_2},
         )
     except KeyError as error:
         raise InputError(f"cannot read {path}: it lacks {error}; copy it again or distil it again") from error

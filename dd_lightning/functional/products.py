@@ -1,6 +1,6 @@
 """First- and second-order derivatives of a training loss at one point: the primitive of every matching method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -83,3 +83,32 @@ def gradient_products(
         (g,) = torch.autograd.grad(loss(theta, images, targets), theta, create_graph=True)
         products = torch.autograd.grad(g, leaves, tangent, materialize_grads=True)
     return Products(g.detach(), products[0], products[1], products[2] if wrt_targets else None)
+
+
+def partial_gradients(
+    loss: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], wanted: Sequence[int], graph: bool
+) -> tuple[Tensor, ...]:
+    """Return the derivatives of ``loss`` by some of a network's parameters.
+
+    With a graph, ``torch.autograd.grad(derivatives, images, a)`` is the mixed product d(a . g)/d(images) of
+    :func:`gradient_products`, without the work for parameters that are not wanted: neither their gradients nor the
+    second derivatives that pass through these.
+
+    Args:
+        loss: Takes the parameters and returns a scalar.
+        parts: The parameters, each in its own shape; read only.
+        wanted: Which of them to differentiate by.
+        graph: Whether the result is to be differentiated again.
+
+    Example:
+        >>> x = torch.tensor(2.0, requires_grad=True)
+        >>> parts = (torch.tensor(3.0), torch.tensor(5.0))
+        >>> (g,) = partial_gradients(lambda p: x * p[0] ** 2 + p[1], parts, [0], graph=True)
+        >>> g.item(), torch.autograd.grad(g, x, torch.tensor(10.0))[0].item()
+        (12.0, 60.0)
+    """
+    leaves = [part.detach() for part in parts]
+    for index in wanted:
+        leaves[index].requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(loss(leaves), [leaves[i] for i in wanted], create_graph=graph)

@@ -1,7 +1,7 @@
 """Networks: how they are named and built, and how they become functions of a flat parameter vector."""
 
 from dd_lightning.networks.convnet import ConvNet
-from dd_lightning.networks.functional_network import FunctionalNetwork
+from dd_lightning.networks.functional_network import FunctionalNetwork, Parameters, training_loss
 from dd_lightning.networks.registry import (
     NetworkFactory,
     NetworkSpec,
@@ -16,8 +16,10 @@ __all__ = [
     "FunctionalNetwork",
     "NetworkFactory",
     "NetworkSpec",
+    "Parameters",
     "build_network",
     "known_names",
     "network_name",
     "register_family",
+    "training_loss",
 ]

@@ -1,5 +1,6 @@
 """A network as a function of one flat parameter vector."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Self
 
@@ -8,7 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
 
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.losses import classification_loss
+from dd_lightning.functional.products import Loss
 from dd_lightning.networks.registry import NetworkSpec, build_network, network_name
+
+Parameters = Tensor | Sequence[Tensor]
+"""Of one network: the vector [P], or its parts in their own shapes."""
 
 
 class FunctionalNetwork:
@@ -67,11 +73,11 @@ class FunctionalNetwork:
             self._body = deepcopy(template)
             self._body.classifier = nn.Identity()
 
-    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, theta: Parameters, images: Tensor) -> Tensor:
         """Return the logits of the network whose parameters are ``theta``.
 
         Args:
-            theta: ``[P]``, on the images' device and of their dtype.
+            theta: ``[P]``, on the images' device and of their dtype; or its parts, as :meth:`split` gives them.
             images: ``[B, C, H, W]``.
 
         Returns:
@@ -83,11 +89,11 @@ class FunctionalNetwork:
         logits: Tensor = functional_call(self._template, self._state(self._template, theta), (images,))
         return logits
 
-    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+    def features(self, theta: Parameters, images: Tensor) -> Tensor:
         """Return what the submodule named ``classifier`` would be given, flattened.
 
         Args:
-            theta: ``[P]``, on the images' device and of their dtype.
+            theta: ``[P]``, on the images' device and of their dtype; or its parts.
             images: ``[B, C, H, W]``.
 
         Returns:
@@ -96,10 +102,50 @@ class FunctionalNetwork:
         Raises:
             InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
         """
+        body = self.check_features()
+        embedded: Tensor = functional_call(body, self._state(body, theta), (images,))
+        return embedded.flatten(1)
+
+    def check_features(self) -> nn.Module:
+        """Return the network without its classifier.
+
+        Raises:
+            InputError: If it has no ``classifier``.
+        """
         if self._body is None:
             raise InputError(f"network {self.name!r} has no features: name its last layer 'classifier'")
-        embedded: Tensor = functional_call(self._body, self._state(self._body, theta), (images,))
-        return embedded.flatten(1)
+        return self._body
+
+    def classify(self, theta: Parameters, features: Tensor) -> Tensor:
+        """Return the logits ``[B, num_classes]`` of features ``[B, F]``, as :meth:`features` gives them.
+
+        Raises:
+            InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
+        """
+        self.check_features()
+        classifier, prefix = self._template.get_submodule("classifier"), "classifier."
+        state = self._state(self._template, theta)
+        own = {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}
+        logits: Tensor = functional_call(classifier, own, (features,))
+        return logits
+
+    def split(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """Return the parameters as views into ``theta [P]``, in their own shapes, in the vector's order.
+
+        Derivatives by a few of them cost less than by the whole vector.
+
+        Raises:
+            InputError: If the vector is not ``[P]``.
+        """
+        if tuple(theta.shape) != (self.num_parameters,):
+            raise InputError(
+                f"network {self.name!r} needs a vector of {self.num_parameters} parameters, got one of shape "
+                f"{tuple(theta.shape)}: was it made for another network, image shape or number of classes?"
+            )
+        # One split, not a slice each: its backward is one concatenation instead of a [P] vector for each
+        # parameter.
+        parts = torch.split(theta, self._lengths)
+        return tuple(part.view(shape) for part, shape in zip(parts, self.parameter_shapes, strict=True))
 
     def initial(self, seed: int) -> Tensor:
         """Return the parameters of a network built anew after seeding torch.
@@ -165,22 +211,16 @@ class FunctionalNetwork:
             torch.default_generator.manual_seed(seed)
             return build_network(self._spec, channels, self.num_classes, (height, width))
 
-    def _state(self, module: nn.Module, theta: Tensor) -> dict[str, Tensor]:
-        """Name the vector's parts that the module has, and copy its buffers in the vector's precision."""
-        if tuple(theta.shape) != (self.num_parameters,):
-            raise InputError(
-                f"network {self.name!r} needs a vector of {self.num_parameters} parameters, got one of shape "
-                f"{tuple(theta.shape)}: was it made for another network, image shape or number of classes?"
-            )
-        # One split, not a slice each: its backward is one concatenation instead of a [P] vector for each
-        # parameter.
-        parts = torch.split(theta, self._lengths)
+    def _state(self, module: nn.Module, theta: Parameters) -> dict[str, Tensor]:
+        """Name the parts that the module has, and copy its buffers in the parameters' precision."""
+        parts = self.split(theta) if isinstance(theta, Tensor) else theta
         wanted = {name for name, _ in module.named_parameters()}
-        state = {
-            name: part.view(shape)
-            for name, part, shape in zip(self.parameter_names, parts, self.parameter_shapes, strict=True)
-            if name in wanted
-        }
+        state = {name: part for name, part in zip(self.parameter_names, parts, strict=True) if name in wanted}
         for name, buffer in module.named_buffers():
-            state[name] = buffer.to(theta.dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
+            state[name] = buffer.to(parts[0].dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
         return state
+
+
+def training_loss(network: FunctionalNetwork) -> Loss:
+    """Return the mean cross-entropy of a network as a function of (theta [P], images, targets)."""
+    return lambda theta, images, targets: classification_loss(network(theta, images), targets)

@@ -1,14 +1,15 @@
 """What every matching objective offers: score candidates cheaply, then make the winner's loss differentiable."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.pools.base import Candidate
+from dd_lightning.pools.base import Candidate, CandidatePool
 from dd_lightning.real import RealSet
 from dd_lightning.synthetic import SyntheticSet
 
@@ -22,12 +23,14 @@ class ScoredCandidate:
         loss: Matching loss, a scalar without a graph.
         draw: The random draw it was scored with, shared by all candidates of a step.
         work: Whatever scoring computed that the gradient can reuse.
+        terms: The parts that the loss is the sum of, if it has several: scalars to be logged by their names.
     """
 
     candidate: Candidate
     loss: Tensor
     draw: Any
     work: Any
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class MatchingObjective(ABC):
@@ -36,9 +39,44 @@ class MatchingObjective(ABC):
     What a draw and a scoring consist of is each objective's own affair: callers pass them on unread.
     """
 
+    candidates: ClassVar[type[Candidate]] = Candidate
+    """Kind of candidates that it can learn from."""
+
+    uses_student_lr: ClassVar[bool] = False
+    """Whether the student's learning rate enters the loss, and so can be learned."""
+
+    @staticmethod
     @abstractmethod
-    def draw(self, synthetic: SyntheticSet, real: RealSet, context: StepContext) -> Any:  # noqa: ANN401
-        """Make the step's random draws, the same for every candidate of the step."""
+    def default_pool() -> CandidatePool:
+        """Return a pool that goes with the objective."""
+
+    def check(self, network: FunctionalNetwork, real: RealSet) -> None:
+        """Check, before anything long begins, that the objective can work on a network and data.
+
+        Raises:
+            InputError: If it cannot.
+        """
+        del network, real
+
+    @abstractmethod
+    def draw(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        reference: Callable[[], Candidate],
+        context: StepContext,
+    ) -> Any:  # noqa: ANN401
+        """Make the step's random draws, the same for every candidate of the step.
+
+        Args:
+            synthetic: S.
+            real: T.
+            network: The architecture.
+            reference: Gives the candidate that the previous step learned from, as the pool has it now; at step 0 the
+                first one that is drawn. For draws that depend on a network, since the step's own is not chosen yet.
+            context: Where the run is.
+        """
 
     @abstractmethod
     def score(
@@ -48,8 +86,18 @@ class MatchingObjective(ABC):
         network: FunctionalNetwork,
         candidate: Any,  # noqa: ANN401  (the candidates of the pool that the objective goes with)
         draw: Any,  # noqa: ANN401
+        sole: bool,
     ) -> ScoredCandidate:
-        """Compute the matching loss without a graph, keeping what the gradient can reuse."""
+        """Compute the matching loss without a graph, keeping what the gradient can reuse.
+
+        Args:
+            synthetic: S.
+            real: T.
+            network: The architecture.
+            candidate: What to match.
+            draw: The step's draws.
+            sole: It is the step's only candidate, so its gradient is certain to be wanted.
+        """
 
     @abstractmethod
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
@@ -59,3 +107,11 @@ class MatchingObjective(ABC):
         """Tell whether a step with this loss leaves the synthetic set as it is; never, unless overridden."""
         del loss
         return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        del state

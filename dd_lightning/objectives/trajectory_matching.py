@@ -1,7 +1,7 @@
 """MTT: after N steps on S, the student should be where the expert went on T."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +9,6 @@ from torch.autograd.function import once_differentiable
 
 from dd_lightning.functional.augment import DSA
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import Loss
 from dd_lightning.functional.random import StepContext
 from dd_lightning.functional.trajectory import (
@@ -20,9 +19,9 @@ from dd_lightning.functional.trajectory import (
     unroll,
     unroll_adjoint,
 )
-from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.networks import FunctionalNetwork, training_loss
 from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
-from dd_lightning.pools.trajectory_pool import TrajectorySegment
+from dd_lightning.pools import Candidate, TrajectoryPool, TrajectorySegment
 from dd_lightning.real import RealSet
 from dd_lightning.synthetic import SyntheticSet
 
@@ -46,6 +45,9 @@ class TrajectoryMatching(MatchingObjective):
         Cazenavette et al., Dataset Distillation by Matching Training Trajectories, https://arxiv.org/abs/2203.11932.
     """
 
+    candidates: ClassVar[type[Candidate]] = TrajectorySegment
+    uses_student_lr: ClassVar[bool] = True
+
     def __init__(
         self,
         syn_steps: int = 50,
@@ -62,12 +64,24 @@ class TrajectoryMatching(MatchingObjective):
         self.augmentation = DSA(augmentation)
         self.loss_threshold = loss_threshold
 
-    def draw(self, synthetic: SyntheticSet, real: RealSet, context: StepContext) -> list[InnerStep]:
+    @staticmethod
+    def default_pool() -> TrajectoryPool:
+        """Return a trajectory pool with its defaults."""
+        return TrajectoryPool()
+
+    def draw(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        reference: Callable[[], Candidate],
+        context: StepContext,
+    ) -> list[InnerStep]:
         """Draw the student's batches and their augmentations."""
-        del real  # trajectories hold all that is needed of T
+        del real, network, reference  # trajectories hold all that is needed of T
         augment = context.generator("augment")
         height, width = synthetic.images.shape[-2:]
-        batches = permuted_batches(len(synthetic), self.batch_syn, self.syn_steps, context.generator("batch"))
+        batches = permuted_batches(synthetic.decoded_size, self.batch_syn, self.syn_steps, context.generator("batch"))
         return [
             InnerStep(batch.to(synthetic.images.device), self.augmentation.draw(augment, len(batch), (height, width)))
             for batch in batches
@@ -80,41 +94,32 @@ class TrajectoryMatching(MatchingObjective):
         network: FunctionalNetwork,
         candidate: TrajectorySegment,
         draw: Sequence[InnerStep],
+        sole: bool,
     ) -> ScoredCandidate:
         """Run the student forward; its path serves the adjoint if this candidate is chosen."""
-        del real
+        del real, sole
         with torch.no_grad():
             path = unroll(
-                student_loss(network),
+                training_loss(network),
                 candidate.start,
                 synthetic.student_lr.detach(),
-                synthetic.images.detach(),
-                synthetic.targets.detach(),
+                synthetic.decoded(),
+                synthetic.decoded_targets(),
                 draw,
             )
             loss = trajectory_loss(path[-1], candidate.start, candidate.target)
         return ScoredCandidate(candidate, loss, draw, path)
 
-    def loss(
-        self,
-        synthetic: SyntheticSet,
-        network: FunctionalNetwork,
-        scored: ScoredCandidate,
-    ) -> Tensor:
+    def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         """Return the scored loss; its backward is the adjoint of the student's path."""
         value: Tensor = _AdjointOfUnroll.apply(
-            synthetic.images, synthetic.student_lr, synthetic.targets, student_loss(network), scored
+            synthetic.decoded(), synthetic.student_lr, synthetic.decoded_targets(), training_loss(network), scored
         )
         return value
 
     def skips(self, loss: Tensor) -> bool:
         """Tell whether the loss is above ``loss_threshold``."""
         return self.loss_threshold is not None and float(loss) > self.loss_threshold
-
-
-def student_loss(network: FunctionalNetwork) -> Loss:
-    """Return the cross-entropy of a network as a function of (theta [P], images, targets)."""
-    return lambda theta, images, targets: classification_loss(network(theta, images), targets)
 
 
 class _AdjointOfUnroll(torch.autograd.Function):

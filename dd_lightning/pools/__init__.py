@@ -1,6 +1,7 @@
 """Where candidates come from."""
 
 from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, FullSetAccuracies, PoolSetup
+from dd_lightning.pools.network_pool import LiveNetwork, NetworkPool
 from dd_lightning.pools.trajectory_pool import TrajectoryPool, TrajectorySegment
 
 __all__ = [
@@ -8,6 +9,8 @@ __all__ = [
     "CandidateKey",
     "CandidatePool",
     "FullSetAccuracies",
+    "LiveNetwork",
+    "NetworkPool",
     "PoolSetup",
     "TrajectoryPool",
     "TrajectorySegment",

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,9 +25,11 @@ class Candidate:
 
     Attributes:
         key: Where the pool keeps it.
+        theta: Parameters of its network, [P], as the step finds them. They are read only.
     """
 
     key: CandidateKey
+    theta: Tensor
 
 
 TrainExperts = Callable[[ExpertStore, ExpertIdentity, ExpertRecipe, int, int], None]
@@ -45,6 +47,8 @@ class PoolSetup:
         fingerprint: Its fingerprint.
         device: Where candidates are wanted.
         train_experts: Trains what a store lacks; it comes from above, since training needs Lightning.
+        seed: The run's seed, for what is drawn before the first step.
+        progress_bar: Whether long work shows a bar.
     """
 
     network: FunctionalNetwork
@@ -53,6 +57,8 @@ class PoolSetup:
     fingerprint: str
     device: torch.device
     train_experts: TrainExperts
+    seed: int = 0
+    progress_bar: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ class CandidatePool(ABC):
     Args:
         size: Number of candidates.
     """
+
+    gives: ClassVar[type[Candidate]] = Candidate
+    """Kind of its candidates."""
 
     def __init__(self, size: int) -> None:
         if size < 1:
@@ -99,6 +108,14 @@ class CandidatePool(ABC):
     @abstractmethod
     def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
         """Update the pool after a step; called at the start of the next one, so that no checkpoint misses it."""
+
+    @abstractmethod
+    def feature_parameters(self) -> Tensor:
+        """Return parameters [P] of a network whose features can cluster the real images before the first step."""
+
+    def scalars(self) -> dict[str, float]:
+        """Return what is worth a curve, by its name in the logs."""
+        return {}
 
     def teacher_logits(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return soft labels [n, C] for images [n, ...] with hard labels [n]; a pool that cannot refuses."""

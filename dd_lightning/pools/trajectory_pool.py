@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,15 +18,18 @@ TrajectoryRefresh = Literal["redraw", "advance"]
 
 @dataclass(frozen=True)
 class TrajectorySegment(Candidate):
-    """A piece of an expert's trajectory.
+    """A piece of an expert's trajectory; ``theta`` is where it starts.
 
     Attributes:
-        start: The expert's parameters at the start epoch, [P]: theta_0 of the student.
-        target: Its parameters ``expert_epochs`` later, [P].
+        target: The expert's parameters ``expert_epochs`` later, [P].
     """
 
-    start: Tensor
     target: Tensor
+
+    @property
+    def start(self) -> Tensor:
+        """The expert's parameters at the start epoch, [P]: theta_0 of the student."""
+        return self.theta
 
 
 class TrajectoryPool(CandidatePool):
@@ -56,6 +59,8 @@ class TrajectoryPool(CandidatePool):
     Raises:
         InputError: If the window is empty or reaches beyond ``train_epochs``, or switches contradict each other.
     """
+
+    gives: ClassVar[type[Candidate]] = TrajectorySegment
 
     def __init__(
         self,
@@ -169,6 +174,11 @@ class TrajectoryPool(CandidatePool):
             return self.max_start_epoch
         grown = (self.max_start_epoch - self.current_max_start_epoch) * step // self.expansion_steps
         return min(self.current_max_start_epoch + grown, self.max_start_epoch)
+
+    def feature_parameters(self) -> Tensor:
+        """Return the first expert's parameters at its last stored epoch, [P]."""
+        expert = self._experts[0]
+        return self.store.rows(expert, [self.store.epochs(expert)])[0].to(self._ready.device)
 
     def teacher_logits(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return logits [n, C] averaged over the experts that classify an image correctly (over all if none does).

@@ -91,7 +91,7 @@ def test_a_set_that_is_being_learned_can_be_saved(tmp_path: Path) -> None:
         ({"label_kind": "soft"}, "label kind is 'soft'; use one of hard, logits"),
         ({"color_space": "lab"}, "colour space is 'lab'; use one of pixel, normalized, zca"),
         ({"class_names": ["a"]}, "1 class names for 3 classes"),
-        ({"effective_ipc": 1}, "factor 2 with effective ipc 1 and ipc 2"),
+        ({"effective_ipc": 1}, "effective ipc is 1, but ipc 2 with formation factor 2 .single. decodes to 8"),
     ],
 )
 def test_content_that_disagrees_is_refused(change: dict[str, Any], message: str) -> None:
@@ -129,9 +129,9 @@ def test_a_foreign_file_is_named(tmp_path: Path, metadata: dict[str, str] | None
 
 
 def test_a_newer_format_is_named(tmp_path: Path) -> None:
-    text = json.dumps({"format": "synthetic", "format_version": 2})
+    text = json.dumps({"format": "synthetic", "format_version": 3})
     safetensors.torch.save_file({"images": torch.zeros(1)}, tmp_path / "a", {"dd_lightning": text})
-    with pytest.raises(InputError, match=r"format 2, this dd_lightning .* reads up to 1; upgrade"):
+    with pytest.raises(InputError, match=r"format 3, this dd_lightning .* reads up to 2; upgrade"):
         load_synthetic(tmp_path / "a")
 
 

@@ -1,0 +1,319 @@
+"""Matching class by class: what a network computes on the synthetic images of a class, and on real ones."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dd_lightning.functional.augment import AugmentationDraw
+from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
+from dd_lightning.functional.random import StepContext
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
+from dd_lightning.pools import Candidate, NetworkPool
+from dd_lightning.real import RealSet
+from dd_lightning.sampling import RepresentativeBatches, shuffled_class_batches
+from dd_lightning.synthetic import SyntheticSet
+
+Sampling = Literal["shuffled", "representative"]
+
+Statistics = tuple[Tensor, ...]
+"""What is compared: gradients of some layers, a mean feature, or both."""
+
+
+class ClassBatch(NamedTuple):
+    """What one class contributes to a step.
+
+    Attributes:
+        real: Augmented real images, [B, ch, H, W].
+        real_targets: Their labels, [B].
+        rows: Which images of the decoded synthetic set are matched, [b], each at most once.
+        targets: Their labels [b], or label logits [b, C].
+        augmentation: Its draw, the same for real and synthetic images.
+    """
+
+    real: Tensor
+    real_targets: Tensor
+    rows: Tensor
+    targets: Tensor
+    augmentation: tuple[AugmentationDraw, ...]
+
+
+class GraphBudget:
+    """How many synthetic images may still have their graphs kept in a step, over all its candidates.
+
+    Args:
+        images: The number.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def take(self, images: int) -> bool:
+        """Ask for so many; the answer is no once they do not fit."""
+        fits = images <= self.images
+        self.images -= images if fits else 0
+        return fits
+
+
+class ClasswiseDraw(NamedTuple):
+    """A step's draws.
+
+    Attributes:
+        images: The decoded synthetic set, without a graph.
+        classes: One batch for each class.
+        budget: Of the graphs that scoring keeps.
+    """
+
+    images: Tensor
+    classes: tuple[ClassBatch, ...]
+    budget: GraphBudget
+
+
+class _ClassWork(NamedTuple):
+    """What scoring leaves of a class for the gradient.
+
+    Attributes:
+        cotangents: Derivatives of the distance by the synthetic statistics.
+        graph: The synthetic images as a leaf and the statistics as functions of it; None if they were not kept.
+    """
+
+    cotangents: Statistics
+    graph: tuple[Tensor, Statistics] | None
+
+
+class ClasswiseMatching(MatchingObjective):
+    """The sum over classes of a distance between statistics of synthetic and of real images.
+
+    A subclass says what the :meth:`statistics` are and how far apart two of them are (:meth:`terms`). Networks are held
+    fixed within a step and a class's loss depends on its own images alone, so classes are computed one after another,
+    in the memory of one class.
+
+    The gradient by the images is d(a . s)/dx, with s the synthetic statistics and a the derivative of the distance by
+    them, both known once a candidate is scored: for gradients as statistics it is the mixed product that trajectory
+    matching's adjoint takes at each step. A sole candidate's is computed together with its loss. Of several, each one's
+    graph is kept as far as ``graph_memory_mb`` goes, and computed again for the winner beyond; the real images are
+    never passed through the network again.
+
+    Args:
+        batch_real: Real images of a class per step; 64 in IDC, 128 in DREAM and DREAM+, 256 in DC, DSA and DM.
+        batch_syn: The most decoded synthetic images of a class that are matched in a step, drawn anew each time; 128 in
+            IDC, which takes effect at ipc 50 and factor 2.
+        augmentation: Operations, joined by ``_``, or ``"none"``. The real and the synthetic images of a class share one
+            draw (siamese).
+        policy: How the operations are combined: IDC's or DSA's.
+        sampling: Real images ``shuffled``, as in IDC, or ``representative``: those nearest to the centroids of k-means
+            on the features of the network that the previous step used (DREAM).
+        interval: Steps between two choices of representatives; 10 in DREAM.
+        per_cluster: Representatives of each cluster; 1 in DREAM.
+        graph_memory_mb: Memory in MiB for graphs kept while several candidates are scored.
+
+    Raises:
+        InputError: If a number is out of range or the augmentation unknown.
+    """
+
+    candidates: ClassVar[type[Candidate]] = Candidate
+
+    def __init__(
+        self,
+        batch_real: int = 64,
+        batch_syn: int = 128,
+        augmentation: str = "color_crop_cutout",
+        policy: PolicyName = "idc",
+        sampling: Sampling = "shuffled",
+        interval: int = 10,
+        per_cluster: int = 1,
+        graph_memory_mb: int = 1024,
+    ) -> None:
+        if batch_real < 1 or batch_syn < 1:
+            raise InputError(f"batch_real is {batch_real} and batch_syn is {batch_syn}; both must be at least 1 image")
+        if graph_memory_mb < 0:
+            raise InputError(f"graph_memory_mb is {graph_memory_mb}; give at least 0, which keeps no graph")
+        self.batch_real = batch_real
+        self.batch_syn = batch_syn
+        self.augmentation = AugmentationPolicy(augmentation, policy)
+        self.graph_memory_mb = graph_memory_mb
+        self._bytes_per_image: int | None = None
+        self.representatives = (
+            RepresentativeBatches(batch_real, interval, per_cluster) if sampling == "representative" else None
+        )
+
+    @abstractmethod
+    def statistics(
+        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor, graph: bool
+    ) -> Statistics:
+        """Return what is compared, for one batch of one class.
+
+        Args:
+            network: The architecture.
+            theta: Its parameters, [P].
+            images: [B, ch, H, W].
+            targets: Labels [B], or label logits [B, C].
+            graph: Whether the result is to be differentiated by the images.
+        """
+
+    @abstractmethod
+    def terms(self, synthetic: Statistics, real: Statistics) -> Mapping[str, Tensor]:
+        """Return the parts of a class's loss, scalars; the loss is their sum."""
+
+    @staticmethod
+    def default_pool() -> NetworkPool:
+        """Return a pool with one live network, IDC's own rule."""
+        return NetworkPool()
+
+    def check(self, network: FunctionalNetwork, real: RealSet) -> None:
+        """Check that every class has a batch of real images."""
+        smallest = min(real.class_counts)
+        if self.batch_real > smallest:
+            what = "k-means would have more clusters than images" if self.representatives else "no image is used twice"
+            raise InputError(
+                f"batch_real is {self.batch_real}, but class {real.class_counts.index(smallest)}, the smallest, has "
+                f"{smallest} images ({what}); lower objective.batch_real"
+            )
+
+    def draw(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        reference: Callable[[], Candidate],
+        context: StepContext,
+    ) -> ClasswiseDraw:
+        """Draw each class's real images, synthetic images and augmentation."""
+        if self.representatives is None:
+            batches = shuffled_class_batches(real, self.batch_real, context)
+        else:
+            batches = self.representatives.batches(
+                real, lambda images: network.features(reference().theta, images), context
+            )
+        images, targets = synthetic.decoded().detach(), synthetic.decoded_targets().detach()
+        per_class = synthetic.decoded_size // real.num_classes
+        tiles, augment = context.generator("tiles"), context.generator("augment")
+        classes = []
+        for label, rows in enumerate(batches):
+            own = torch.arange(per_class)
+            if per_class > self.batch_syn:
+                own = torch.randperm(per_class, generator=tiles)[: self.batch_syn]
+            own = (own + label * per_class).to(images.device)
+            draw = self.augmentation.draw(augment, len(rows), real.image_shape[-2:], siamese=True)
+            augmented = augment_in_turn(real.images[rows], draw)
+            classes.append(ClassBatch(augmented, real.labels[rows], own, targets[own], draw))
+        return ClasswiseDraw(images, tuple(classes), GraphBudget(self._graphs_that_fit(network, images)))
+
+    def score(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        candidate: Candidate,
+        draw: ClasswiseDraw,
+        sole: bool,
+    ) -> ScoredCandidate:
+        """Compare the statistics of every class."""
+        del synthetic, real  # the draw holds what is needed of them
+        theta = candidate.theta
+        totals: dict[str, Tensor] = {}
+        work: list[_ClassWork] = []
+        gradient = torch.zeros_like(draw.images) if sole else None
+        for batch in draw.classes:
+            real_statistics = self.statistics(network, theta, batch.real, batch.real_targets, graph=False)
+            keep = sole or draw.budget.take(len(batch.rows))
+            leaf, statistics = self._synthetic_statistics(network, theta, draw.images, batch, graph=keep)
+            terms, cotangents = self._compare(statistics, real_statistics)
+            for name, value in terms.items():
+                totals[name] = totals[name] + value if name in totals else value
+            if gradient is not None:
+                gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
+            else:
+                work.append(_ClassWork(cotangents, (leaf, statistics) if keep else None))
+        loss = torch.stack(list(totals.values())).sum()
+        return ScoredCandidate(
+            candidate, loss, draw, work if gradient is None else gradient, totals if len(totals) > 1 else {}
+        )
+
+    def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
+        """Return the scored loss; its backward gives the gradient that scoring has computed or prepared."""
+        gradient = scored.work if isinstance(scored.work, Tensor) else self._gradient(network, scored)
+        value: Tensor = _KnownGradient.apply(synthetic.decoded(), gradient, scored.loss)
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the present representatives."""
+        return {} if self.representatives is None else self.representatives.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        if self.representatives is not None and state:
+            self.representatives.load_state_dict(state)
+
+    def _graphs_that_fit(self, network: FunctionalNetwork, images: Tensor) -> int:
+        if self._bytes_per_image is None:
+            self._bytes_per_image = graph_bytes(network, images[:1])
+        return self.graph_memory_mb * 2**20 // self._bytes_per_image
+
+    def _synthetic_statistics(
+        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch, graph: bool
+    ) -> tuple[Tensor, Statistics]:
+        """Return the synthetic images of a class as a leaf, and their statistics, with a graph from it if wanted."""
+        leaf = images[batch.rows].requires_grad_(graph)
+        with torch.set_grad_enabled(graph):
+            augmented = augment_in_turn(leaf, batch.augmentation)
+        return leaf, self.statistics(network, theta, augmented, batch.targets, graph)
+
+    def _compare(self, synthetic: Statistics, real: Statistics) -> tuple[dict[str, Tensor], Statistics]:
+        """Return the terms without a graph, and a, the derivatives of their sum by the synthetic statistics."""
+        with torch.enable_grad():
+            leaves = [statistic.detach().requires_grad_() for statistic in synthetic]
+            terms = self.terms(tuple(leaves), real)
+            cotangents = torch.autograd.grad(torch.stack(list(terms.values())).sum(), leaves)
+        return {name: value.detach() for name, value in terms.items()}, cotangents
+
+    def _gradient(self, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
+        draw: ClasswiseDraw = scored.draw
+        work: Sequence[_ClassWork] = scored.work
+        gradient = torch.zeros_like(draw.images)
+        for batch, done in zip(draw.classes, work, strict=True):
+            leaf, statistics = done.graph or self._synthetic_statistics(
+                network, scored.candidate.theta, draw.images, batch, graph=True
+            )
+            gradient[batch.rows] = torch.autograd.grad(statistics, leaf, done.cotangents)[0]
+        return gradient
+
+
+def graph_bytes(network: FunctionalNetwork, image: Tensor) -> int:
+    """Estimate the memory of the graph through a network's gradient, for one image [1, ch, H, W].
+
+    It is three times what a forward pass saves: the pass itself, and about as much again for each of activations'
+    and weights' derivatives.
+    """
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    parts = [torch.zeros(shape, device=image.device, dtype=image.dtype) for shape in network.parameter_shapes]
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network([part.requires_grad_() for part in parts], image)
+    weights = sum(part.untyped_storage().nbytes() for part in parts)
+    return max(1, 3 * (sum(saved.values()) - weights))
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A loss whose value and gradient by the decoded images are known."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, gradient: Tensor, value: Tensor) -> Tensor:  # noqa: ANN401
+        del images
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None

@@ -1,0 +1,221 @@
+"""Live networks that go on training on the real data between distillation steps."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dd_lightning.functional.cutmix import cutmix, draw_cutmix
+from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.policies import augment_in_turn
+from dd_lightning.functional.products import gradient
+from dd_lightning.functional.random import StepContext, step_generator
+from dd_lightning.networks import training_loss
+from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup
+from dd_lightning.progress import epoch_bar
+from dd_lightning.recipes import NetworkRecipe
+
+NetworkRefresh = Literal["winner", "candidates", "all", "none"]
+
+
+@dataclass(frozen=True)
+class LiveNetwork(Candidate):
+    """A network of the pool as one step finds it."""
+
+
+@dataclass
+class _Member:
+    """One place of the pool: the network that lives there now.
+
+    Attributes:
+        theta: Its parameters, [P].
+        momentum: SGD's buffer, [P]; None before the first step.
+        age: Updates since it was born.
+        limit: It is re-initialised in place of the update that would bring it to this age.
+        births: How many networks have lived here before.
+    """
+
+    theta: Tensor
+    momentum: Tensor | None
+    age: int
+    limit: float
+    births: int
+
+
+class NetworkPool(CandidatePool):
+    """Networks that are trained on the real data between steps, and re-initialised when they are old.
+
+    With one network, whose age limit is the length of the inner loop, it is IDC's own rule: a fresh network for each
+    outer iteration, updated after every inner one. With ``pretrain_epochs`` 1 it is DREAM+'s. The paper's DynaDistill
+    wants several and says "after each distilling step, we update the trajectory pool with the latest models", but not
+    which and by how much: ``refresh`` makes the choice explicit.
+
+    Args:
+        num_networks: Networks in the pool. A selection's ``pool_size`` raises it; the age limits of the first
+            generation are then staggered, so that the pool always holds networks of all ages.
+        age_limit: Updates after which a network is re-initialised; null never does. 100 is IDC's inner loop.
+        refresh: Which networks are updated after a step: the ``winner`` (the one it learned from), all
+            ``candidates`` that it scored, ``all`` of the pool, or ``none``.
+        pretrain_epochs: Epochs on the real data before a new network joins the pool: 0 in IDC and DREAM, 1 in DREAM+.
+        recipe: How the networks are trained, and for how long at each update.
+
+    Raises:
+        InputError: If a number is out of range.
+
+    References:
+        Kim et al., Dataset Condensation via Efficient Synthetic-Data Parameterization, https://arxiv.org/abs/2205.14959.
+    """
+
+    gives: ClassVar[type[Candidate]] = LiveNetwork
+
+    def __init__(
+        self,
+        num_networks: int = 1,
+        age_limit: int | None = 100,
+        refresh: NetworkRefresh = "winner",
+        pretrain_epochs: int = 0,
+        recipe: NetworkRecipe = NetworkRecipe(),  # noqa: B008  (frozen)
+    ) -> None:
+        super().__init__(num_networks)
+        if age_limit is not None and age_limit < 1:
+            raise InputError(f"age_limit is {age_limit}; a network lives for at least 1 step, or use null for no limit")
+        if pretrain_epochs < 0:
+            raise InputError(f"pretrain_epochs is {pretrain_epochs}; it must be at least 0")
+        self.age_limit = age_limit
+        self.refresh_rule: NetworkRefresh = refresh
+        self.pretrain_epochs = pretrain_epochs
+        self.recipe = recipe
+        self.policy = recipe.policy_of_augmentation()
+        self.batches_drawn = 0
+        self._members: list[_Member] = []
+        self._setup: PoolSetup | None = None
+        self._epoch: tuple[int, int, list[Tensor]] | None = None
+
+    def prepare(self, setup: PoolSetup) -> None:
+        """Take note of network and data; the networks are made when the first one is asked for, or loaded."""
+        self._setup = setup
+
+    def draw(self, count: int, context: StepContext) -> list[CandidateKey]:
+        """Draw distinct networks uniformly."""
+        self._populate(context.seed)
+        return [(i,) for i in torch.randperm(self.size, generator=context.generator("candidates"))[:count].tolist()]
+
+    def load(self, key: CandidateKey) -> LiveNetwork:
+        """Return the network that lives at a place."""
+        return LiveNetwork(key, self._members[key[0]].theta)
+
+    def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
+        """Train the networks that the rule names, re-initialising those that are old."""
+        chosen = {"winner": [winner], "candidates": drawn, "all": [(i,) for i in range(self.size)], "none": []}
+        for (index,) in chosen[self.refresh_rule]:
+            member = self._members[index]
+            if member.age + 1 >= member.limit:
+                self._members[index] = self._born(index, context.seed, member.births + 1, self._limit)
+            else:
+                self._train(member, self._next_batches(context.seed))
+                member.age += 1
+
+    def feature_parameters(self) -> Tensor:
+        """Return the first network's parameters, [P]."""
+        self._populate(self._ready.seed)
+        return self._members[0].theta
+
+    def scalars(self) -> dict[str, float]:
+        """Return the networks' mean age in updates, and how many were re-initialised."""
+        members = self._members
+        return {
+            "pool/mean_age": sum(m.age for m in members) / len(members),
+            "pool/reinitialised": float(sum(m.births for m in members)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the networks with their optimisers' states and ages."""
+        members = self._members
+        return {
+            "thetas": [m.theta for m in members],
+            "momenta": [m.momentum for m in members],
+            "ages": [m.age for m in members],
+            "limits": [m.limit for m in members],
+            "births": [m.births for m in members],
+            "batches_drawn": self.batches_drawn,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the networks."""
+        if self._setup is not None and len(state["thetas"]) not in (0, self.size):
+            raise InputError(
+                f"the pool holds {self.size} networks, but the checkpoint's run has {len(state['thetas'])}; resume "
+                "with the configuration that the run was started with"
+            )
+        device = self._setup.device if self._setup is not None else torch.device("cpu")
+        self._members = [
+            _Member(theta.to(device), None if momentum is None else momentum.to(device), age, limit, births)
+            for theta, momentum, age, limit, births in zip(
+                *(state[name] for name in ("thetas", "momenta", "ages", "limits", "births")), strict=True
+            )
+        ]
+        self.size = len(self._members) or self.size
+        self.batches_drawn = state["batches_drawn"]
+
+    @property
+    def _ready(self) -> PoolSetup:
+        if self._setup is None:
+            raise RuntimeError("NetworkPool.prepare has not been called")
+        return self._setup
+
+    @property
+    def _limit(self) -> float:
+        return float("inf") if self.age_limit is None else self.age_limit
+
+    def _populate(self, seed: int) -> None:
+        """Make the first generation, unless there is one: made already, or from a checkpoint."""
+        if self._members:
+            return
+        shown = self.pretrain_epochs > 0 and self._ready.progress_bar
+        with epoch_bar(f"pretraining {self.size} networks", self.size, shown) as on_member:
+            for index in range(self.size):
+                # Limits of a first generation of N: 1/N, 2/N, ... of the age limit.
+                limit = self._limit * (index + 1) / self.size
+                self._members.append(self._born(index, seed, 0, limit))
+                if on_member is not None:
+                    on_member(index + 1)
+
+    def _born(self, index: int, seed: int, births: int, limit: float) -> _Member:
+        network, real, device = self._ready.network, self._ready.real, self._ready.device
+        initial = step_generator(seed, births, f"network-{index}/initial").initial_seed()
+        member = _Member(network.initial(initial).to(device), None, 0, limit, births)
+        streams = step_generator(seed, births, f"network-{index}/pretrain")
+        for _ in range(self.pretrain_epochs):
+            self._train(member, ((rows, streams) for rows in real.shuffled_batches(self.recipe.batch_size, streams)))
+        return member
+
+    def _next_batches(self, seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+        """Go on through the real data where the last update has stopped, as IDC's persistent loader does."""
+        real, size = self._ready.real, self.recipe.batch_size
+        per_epoch = -(-len(real) // size)
+        for _ in range(self.recipe.steps_per_update):
+            epoch, position = divmod(self.batches_drawn, per_epoch)
+            if self._epoch is None or self._epoch[:2] != (seed, epoch):
+                order = step_generator(seed, epoch, "pool/order")
+                self._epoch = (seed, epoch, list(real.shuffled_batches(size, order)))
+            yield self._epoch[2][position], step_generator(seed, self.batches_drawn, "pool/augment")
+            self.batches_drawn += 1
+
+    def _train(self, member: _Member, batches: Iterator[tuple[Tensor, torch.Generator]]) -> None:
+        """Take one step of SGD for each batch, on copies: what a step was handed stays as it was."""
+        real, recipe, loss = self._ready.real, self.recipe, training_loss(self._ready.network)
+        theta = member.theta.clone()
+        sgd = torch.optim.SGD([theta], recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        if member.momentum is not None:
+            sgd.state[theta]["momentum_buffer"] = member.momentum.clone()
+        for rows, generator in batches:
+            draws = self.policy.draw(generator, len(rows), real.image_shape[-2:])
+            images, targets = augment_in_turn(real.images[rows], draws), real.labels[rows]
+            mix = draw_cutmix(generator, len(rows), real.image_shape[-2:], recipe.cutmix)
+            if mix is not None:
+                images, targets = cutmix(images, targets, mix, real.num_classes)
+            theta.grad = gradient(loss, theta, images, targets)
+            sgd.step()
+        member.theta, member.momentum = theta.detach(), sgd.state[theta].get("momentum_buffer")
