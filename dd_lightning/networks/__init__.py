@@ -1,6 +1,8 @@
 """Networks: how they are named and built, and how they become functions of a flat parameter vector."""
 
+from dd_lightning.networks.alexnet import AlexNet
 from dd_lightning.networks.convnet import ConvNet
+from dd_lightning.networks.densenet import DenseNet
 from dd_lightning.networks.functional_network import FunctionalNetwork
 from dd_lightning.networks.registry import (
     NetworkFactory,
@@ -10,12 +12,18 @@ from dd_lightning.networks.registry import (
     network_name,
     register_family,
 )
+from dd_lightning.networks.resnet import ResNet
+from dd_lightning.networks.vgg import VGG
 
 __all__ = [
+    "VGG",
+    "AlexNet",
     "ConvNet",
+    "DenseNet",
     "FunctionalNetwork",
     "NetworkFactory",
     "NetworkSpec",
+    "ResNet",
     "build_network",
     "known_names",
     "network_name",
