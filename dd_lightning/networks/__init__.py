@@ -14,6 +14,7 @@ from dd_lightning.networks.registry import (
 )
 from dd_lightning.networks.resnet import ResNet
 from dd_lightning.networks.vgg import VGG
+from dd_lightning.networks.zoo import ZooNetwork
 
 __all__ = [
     "VGG",
@@ -24,6 +25,7 @@ __all__ = [
     "NetworkFactory",
     "NetworkSpec",
     "ResNet",
+    "ZooNetwork",
     "build_network",
     "known_names",
     "network_name",
