@@ -1,6 +1,8 @@
 """Networks: how they are named and built, and how they become functions of a flat parameter vector."""
 
+from dd_lightning.networks.alexnet import AlexNet
 from dd_lightning.networks.convnet import ConvNet
+from dd_lightning.networks.densenet import DenseNet
 from dd_lightning.networks.functional_network import FunctionalNetwork, Parameters, training_loss
 from dd_lightning.networks.registry import (
     NetworkFactory,
@@ -10,13 +12,21 @@ from dd_lightning.networks.registry import (
     network_name,
     register_family,
 )
+from dd_lightning.networks.resnet import ResNet
+from dd_lightning.networks.vgg import VGG
+from dd_lightning.networks.zoo import ZooNetwork
 
 __all__ = [
+    "VGG",
+    "AlexNet",
     "ConvNet",
+    "DenseNet",
     "FunctionalNetwork",
     "NetworkFactory",
     "NetworkSpec",
     "Parameters",
+    "ResNet",
+    "ZooNetwork",
     "build_network",
     "known_names",
     "network_name",

@@ -7,6 +7,15 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from dd_lightning.functional.errors import InputError
+from dd_lightning.networks.common import (
+    Suffix,
+    check_choice,
+    check_numbers,
+    image_norm,
+    is_count,
+    margin,
+    read_suffixes,
+)
 from dd_lightning.networks.registry import NetworkFactory, register_family
 
 Norm = Literal["instance", "group", "batch", "layer", "none"]
@@ -23,10 +32,8 @@ class ConvNet(nn.Module):
     expert trajectories can be read. ``features`` holds the blocks, ``classifier`` the last linear layer;
     initialisation is torch's. With 3 x 32 x 32 images and 10 classes the default has 320,010 parameters.
 
-    NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32. The
-        reference
-    does so for one channel only, whatever the size; here it goes by size only, whatever the number of
-    channels, so that small images of one channel (such as 8 x 8 digits) are not drowned in zeros.
+    NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32 (see
+        `margin`).
 
     Args:
         channels: Channels of the images.
@@ -64,27 +71,15 @@ class ConvNet(nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
-        for name, number in {
-            "channels": channels,
-            "num_classes": num_classes,
-            "image_size": min(image_size),
-            "depth": depth,
-            "width": width,
-        }.items():
-            if number < 1:
-                raise InputError(f"ConvNet {name}={number} must be at least 1")
-        for name, value, allowed in (
-            ("norm", norm, get_args(Norm)),
-            ("pooling", pooling, get_args(Pooling)),
-            ("activation", activation, get_args(Activation)),
-        ):
-            if value not in allowed:
-                raise InputError(f"ConvNet {name}={value!r} is unknown: say one of {', '.join(allowed)}")
+        check_numbers("ConvNet", image_size, channels=channels, num_classes=num_classes, depth=depth, width=width)
+        check_choice("ConvNet", "norm", norm, get_args(Norm))
+        check_choice("ConvNet", "pooling", pooling, get_args(Pooling))
+        check_choice("ConvNet", "activation", activation, get_args(Activation))
         if norm == "group" and width % 4:
             raise InputError(f"ConvNet width={width} cannot be split into 4 groups: use a multiple of 4")
 
-        padded = tuple(image_size) == (28, 28)
-        height, columns = (32, 32) if padded else image_size
+        extra = margin(image_size)
+        height, columns = (side + 2 * extra for side in image_size)
         deepest = min(height, columns).bit_length() - 1
         if pooling != "none" and depth > deepest:
             raise InputError(
@@ -93,7 +88,7 @@ class ConvNet(nn.Module):
             )
         layers: list[nn.Module] = []
         for block in range(depth):
-            padding = 3 if padded and block == 0 else 1
+            padding = 1 + extra if block == 0 else 1
             layers.append(nn.Conv2d(channels if block == 0 else width, width, kernel_size=3, padding=padding))
             if norm != "none":
                 layers.append(_norm_layer(norm, width, height, columns))
@@ -111,11 +106,11 @@ class ConvNet(nn.Module):
 
 
 def _norm_layer(norm: Norm, width: int, height: int, columns: int) -> nn.Module:
-    if norm == "batch":
-        return nn.BatchNorm2d(width)
     if norm == "layer":
         return nn.LayerNorm([width, height, columns])
-    return nn.GroupNorm(width if norm == "instance" else 4, width)
+    if norm == "group":
+        return nn.GroupNorm(4, width)
+    return image_norm("batch" if norm == "batch" else "instance", width)
 
 
 def _activation_layer(activation: Activation) -> nn.Module:
@@ -128,7 +123,12 @@ def _activation_layer(activation: Activation) -> nn.Module:
 _NORMS: dict[str, Norm] = {"IN": "instance", "GN": "group", "BN": "batch", "LN": "layer", "NN": "none"}
 _POOLINGS: dict[str, Pooling] = {"AP": "avg", "MP": "max", "NP": "none"}
 _ACTIVATIONS: dict[str, Activation] = {"RELU": "relu", "SIGMOID": "sigmoid", "LEAKY": "leaky_relu"}
-_DEFAULTS = {"width": "W128", "norm": "IN", "pooling": "AP", "activation": "RELU"}
+_SUFFIXES = (
+    Suffix("width", "W128"),
+    Suffix("norm", "IN", _NORMS),
+    Suffix("pooling", "AP", _POOLINGS),
+    Suffix("activation", "RELU", _ACTIVATIONS),
+)
 _FORM = "ConvNet-<depth>[-W<width>][-IN|GN|BN|LN|NN][-AP|MP|NP][-RELU|SIGMOID|LEAKY]"
 
 
@@ -146,26 +146,10 @@ def parse_convnet(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
         InputError: If a part is not understood or says again what another one has said.
     """
     name = "-".join(["ConvNet", *parts])
-    if not parts or not _is_count(parts[0]):
+    if not parts or not is_count(parts[0]):
         raise InputError(f"network {name!r} has no depth: the form is {_FORM}, such as ConvNet-3")
-    said: dict[str, str] = {}
-    for part in parts[1:]:
-        if part[:1] == "W" and _is_count(part[1:]):
-            kind, part = "width", f"W{int(part[1:])}"
-        elif part in _NORMS:
-            kind = "norm"
-        elif part in _POOLINGS:
-            kind = "pooling"
-        elif part in _ACTIVATIONS:
-            kind = "activation"
-        else:
-            raise InputError(f"network {name!r} has the unknown suffix {part!r}: the form is {_FORM}")
-        if kind in said:
-            raise InputError(f"network {name!r} gives its {kind} twice: keep one of {said[kind]} and {part}")
-        said[kind] = part
-    chosen = _DEFAULTS | said
     depth = int(parts[0])
-    suffixes = [chosen[kind] for kind, default in _DEFAULTS.items() if chosen[kind] != default]
+    chosen, suffixes = read_suffixes(name, parts[1:], _FORM, _SUFFIXES)
     factory = partial(
         ConvNet,
         depth=depth,
@@ -175,7 +159,3 @@ def parse_convnet(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
         activation=_ACTIVATIONS[chosen["activation"]],
     )
     return "-".join(["ConvNet", str(depth), *suffixes]), factory
-
-
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit()

@@ -1,6 +1,6 @@
 """Networks by name.
 
-A network is named by a string such as ``ConvNet-3-W64``, by an import path such as
+A network is named by a string such as ``ConvNet-3-W64`` or ``torchvision/resnet50``, by an import path such as
 ``my_package.models:tiny``, or is given as a factory. To add a family, write one file with a parser under
 `register_family` and import it in the package's ``__init__``.
 """
@@ -36,7 +36,8 @@ def register_family(family: str, form: str) -> Callable[[FamilyParser], FamilyPa
     """Register the parser under it for all names that start with ``family``.
 
     Args:
-        family: First part of the name, up to the first hyphen.
+        family: First part of the name, up to the first hyphen; or up to the first slash and with it, for names
+            whose parts are separated by slashes.
         form: What a full name looks like, for the message that lists the known names.
 
     Example:
@@ -109,9 +110,13 @@ def network_name(spec: NetworkSpec) -> str:
 def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
     if not isinstance(spec, str):
         return _factory_name(spec), spec
-    if ":" in spec or "." in spec:
+    if "/" in spec:  # first, since a package's model may have a dot in its name
+        package, *parts = spec.split("/")
+        family = f"{package}/"
+    elif ":" in spec or "." in spec:
         return _import_factory(spec)
-    family, *parts = spec.split("-")
+    else:
+        family, *parts = spec.split("-")
     if family not in _FAMILIES:
         raise InputError(
             f"unknown network {spec!r}: say one of {', '.join(known_names())}, "

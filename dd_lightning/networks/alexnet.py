@@ -1,0 +1,77 @@
+"""The AlexNet for small images of dataset distillation, for evaluation across architectures."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dd_lightning.networks.common import check_numbers, check_pixels, margin, read_suffixes
+from dd_lightning.networks.registry import NetworkFactory, register_family
+
+# (channels, side of the kernel, whether pooling follows)
+_CONVOLUTIONS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
+
+
+class AlexNet(nn.Module):
+    """Five convolutions with ReLU and without norm, three 2 x 2 max poolings and one linear layer.
+
+    The layers are those of trajectory matching
+    (https://github.com/GeorgeCazenavette/mtt-distillation/blob/0c42493/networks.py), the initialisation is
+    torch's. With 3 x 32 x 32 images and 10 classes it has 1,872,202 parameters.
+
+    NOTE: Images of 28 x 28 pixels get a padding of 4 in the first convolution, which makes them 32 x 32.
+
+    Args:
+        channels: Channels of the images.
+        num_classes: Number of logits.
+        image_size: ``(H, W)`` of the images; each of the three poolings halves both, rounding down.
+
+    Shape:
+        ``[B, channels, H, W]`` to ``[B, num_classes]``.
+
+    Raises:
+        InputError: If a number is below 1, or pooling leaves no pixel.
+
+    Example:
+        >>> AlexNet(channels=3, num_classes=10, image_size=(32, 32)).classifier
+        Linear(in_features=3072, out_features=10, bias=True)
+    """
+
+    def __init__(self, channels: int, num_classes: int, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        check_numbers("AlexNet", image_size, channels=channels, num_classes=num_classes)
+        extra = margin(image_size)
+        height, columns = ((side + 2 * extra) // 8 for side in image_size)
+        check_pixels("AlexNet", image_size, (height, columns), 8)
+
+        layers: list[nn.Module] = []
+        inputs = channels
+        for outputs, kernel, pooled in _CONVOLUTIONS:
+            padding = kernel // 2 if layers else kernel // 2 + extra
+            layers += [nn.Conv2d(inputs, outputs, kernel, padding=padding), nn.ReLU()]
+            if pooled:
+                layers.append(nn.MaxPool2d(2))
+            inputs = outputs
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(inputs * height * columns, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``images [B, channels, H, W]`` to logits ``[B, num_classes]``."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+@register_family("AlexNet", form="AlexNet")
+def parse_alexnet(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
+    """Read the parts after ``AlexNet`` in a name: there are none.
+
+    Args:
+        parts: Empty.
+
+    Returns:
+        The canonical name and the factory.
+
+    Raises:
+        InputError: If there is a part.
+    """
+    read_suffixes("-".join(["AlexNet", *parts]), parts, "AlexNet", ())
+    return "AlexNet", AlexNet

@@ -1,0 +1,107 @@
+"""VGG with one linear layer, for evaluation across architectures."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import get_args
+
+from torch import Tensor, nn
+
+from dd_lightning.networks.common import (
+    IMAGE_NORMS,
+    ImageNorm,
+    Suffix,
+    check_choice,
+    check_numbers,
+    check_pixels,
+    image_norm,
+    margin,
+    read_depth,
+    read_suffixes,
+)
+from dd_lightning.networks.registry import NetworkFactory, register_family
+
+_CONVOLUTIONS = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # channels before each pooling, in units of the width
+
+
+class VGG(nn.Module):
+    """VGG-11: eight 3 x 3 convolutions with norm and ReLU, five max poolings and one linear layer.
+
+    Channels, norm and the single linear layer are those of trajectory matching
+    (https://github.com/GeorgeCazenavette/mtt-distillation/blob/0c42493/networks.py); initialisation is torch's.
+    With 3 x 32 x 32 images and 10 classes it has 9,231,114 parameters.
+
+    NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32.
+
+    Args:
+        channels: Channels of the images.
+        num_classes: Number of logits.
+        image_size: ``(H, W)`` of the images; each of the five poolings halves both, rounding down.
+        width: Channels of the first convolution; the others have 2, 4 and 8 times as many.
+        norm: ``instance`` is group normalisation with as many groups as channels, affine.
+
+    Shape:
+        ``[B, channels, H, W]`` to ``[B, num_classes]``.
+
+    Raises:
+        InputError: If the norm is unknown, a number is below 1, or pooling leaves no pixel.
+
+    Example:
+        >>> VGG(channels=3, num_classes=10, image_size=(32, 32)).classifier
+        Linear(in_features=512, out_features=10, bias=True)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        image_size: tuple[int, int],
+        width: int = 64,
+        norm: ImageNorm = "instance",
+    ) -> None:
+        super().__init__()
+        check_numbers("VGG", image_size, channels=channels, num_classes=num_classes, width=width)
+        check_choice("VGG", "norm", norm, get_args(ImageNorm))
+        extra = margin(image_size)
+        height, columns = ((side + 2 * extra) // 2 ** len(_CONVOLUTIONS) for side in image_size)
+        check_pixels("VGG", image_size, (height, columns), 2 ** len(_CONVOLUTIONS))  # pooled last: no norm sees them
+
+        layers: list[nn.Module] = []
+        inputs = channels
+        for multiples in _CONVOLUTIONS:
+            for multiple in multiples:
+                outputs = width * multiple
+                padding = 1 if layers else 1 + extra
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=padding), image_norm(norm, outputs), nn.ReLU()]
+                inputs = outputs
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(inputs * height * columns, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``images [B, channels, H, W]`` to logits ``[B, num_classes]``."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+_FORM = "VGG-11[-W<width>][-IN|BN]"
+_SUFFIXES = (Suffix("width", "W64"), Suffix("norm", "IN", IMAGE_NORMS))
+
+
+@register_family("VGG", form=_FORM)
+def parse_vgg(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
+    """Read the parts after ``VGG`` in a name: the depth 11, then suffixes in any order.
+
+    Args:
+        parts: Such as ``["11", "BN"]``.
+
+    Returns:
+        The canonical name and the factory.
+
+    Raises:
+        InputError: If a part is not understood or says again what another one has said.
+    """
+    name = "-".join(["VGG", *parts])
+    depth = read_depth(name, parts, _FORM, (11,))
+    chosen, suffixes = read_suffixes(name, parts[1:], _FORM, _SUFFIXES)
+    factory = partial(VGG, width=int(chosen["width"][1:]), norm=IMAGE_NORMS[chosen["norm"]])
+    return "-".join(["VGG", str(depth), *suffixes]), factory
