@@ -335,7 +335,7 @@ def evaluate(args: Sequence[str]) -> None:
                 config.seed,
                 on_epoch,
             )
-        points.append(EvaluationPoint(file.step, network.name, result.accuracies, result.seconds))
+        points.append(EvaluationPoint(file.step, network.name, result.accuracies, result.seconds, result.validations))
     show(evaluation_table(Path(config.file), len(file.images), points))
 
 

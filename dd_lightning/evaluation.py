@@ -10,8 +10,9 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from dd_lightning.ensemble import ensemble_gradients, ensemble_logits, ensemble_pays
-from dd_lightning.functional.augment import DSA, augment
+from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.real import RealSet
@@ -24,16 +25,27 @@ TEST_BATCH = 512
 class EvaluationRecipe:
     """How a fresh network is trained on a synthetic set: SGD on the cross-entropy.
 
+    The defaults are those of the MTT reference, which are also the recipe ``mtt``.
+
     Args:
         epochs: Passes over the synthetic set. (The MTT reference's loop makes 1,001 of its nominal 1,000.)
         batch_size: Images per step.
         lr: Learning rate; None takes the one learned with the set.
         momentum: SGD momentum.
         weight_decay: SGD weight decay.
-        milestones: Fractions of ``epochs`` after which the learning rate is multiplied by ``gamma``.
+        milestones: Fractions of ``epochs`` after which the learning rate is multiplied by ``gamma``; rounded down to
+            whole epochs, and without effect where that is 0.
         gamma: Learning-rate factor at a milestone.
         reset_momentum: Start each stretch with empty momentum, as the MTT reference does by re-creating SGD.
         augmentation: DSA strategy.
+        policy: How much of the strategy each batch gets: ``dsa``, one operation; ``idc``, nearly all of it
+            (:class:`~dd_lightning.functional.policies.AugmentationPolicy`). The parameters are drawn per image.
+        cutmix: Probability that a batch is mixed by CutMix, after its augmentation.
+        validations: How often the networks are tested, evenly spaced over the epochs, the last time after the last
+            epoch. Only the last is the result; the others are for the best of them, which is reported apart.
+
+    Raises:
+        InputError: If a number is out of range, or the strategy or the policy does not exist.
     """
 
     epochs: int = 1000
@@ -45,15 +57,53 @@ class EvaluationRecipe:
     gamma: float = 0.1
     reset_momentum: bool = True
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    policy: PolicyName = "dsa"
+    cutmix: float = 0.0
+    validations: int = 1
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise InputError(
                 f"the evaluation recipe has epochs {self.epochs} and batch_size {self.batch_size}; both must be >= 1"
             )
+        if not 0 <= self.cutmix <= 1 or self.validations < 1:
+            raise InputError(
+                f"the evaluation recipe has cutmix {self.cutmix} and validations {self.validations}; cutmix must be "
+                "from 0 to 1 and validations >= 1"
+            )
+        AugmentationPolicy(self.augmentation, self.policy)  # refuses what does not exist
+
+    @property
+    def validation_epochs(self) -> tuple[int, ...]:
+        """How many epochs are done at each test; fewer tests than ``validations`` if there are fewer epochs.
+
+        Example:
+            >>> EvaluationRecipe(epochs=1000, validations=4).validation_epochs
+            (250, 500, 750, 1000)
+        """
+        return tuple(sorted({-(-i * self.epochs // self.validations) for i in range(1, self.validations + 1)}))
 
 
-RECIPES: dict[str, EvaluationRecipe] = {"mtt": EvaluationRecipe()}
+RECIPES: dict[str, EvaluationRecipe] = {
+    "mtt": EvaluationRecipe(),
+    # The protocol of IDC for CIFAR: the defaults of argument.py, the schedule of train.py and the augmentation of
+    # test.py in https://github.com/snu-mllab/Efficient-Dataset-Condensation at ceac95a. There is no cutout in it,
+    # because CutMix is in its place.
+    "idc": EvaluationRecipe(
+        epochs=1000,
+        batch_size=64,
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        milestones=(2 / 3, 5 / 6),
+        gamma=0.2,
+        reset_momentum=False,
+        augmentation="color_crop_flip_scale_rotate",
+        policy="idc",
+        cutmix=0.5,
+        validations=4,
+    ),
+}
 """Published protocols by name."""
 
 
@@ -80,15 +130,23 @@ def get_recipe(name: str, epochs: int | None = None, augmentation: str | None = 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Held-out accuracies after the last epoch.
+    """Held-out accuracies after the last epoch, and those on the way.
 
     Attributes:
-        accuracies: One per network, in [0, 1].
+        accuracies: One per network, in [0, 1], after the last epoch: the result.
         seconds: Wall-clock time of training and testing them.
+        validations: The accuracies at each of the recipe's tests, the last of which is ``accuracies``; empty if only
+            that one is known.
     """
 
     accuracies: tuple[float, ...]
     seconds: float
+    validations: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def best_accuracies(self) -> tuple[float, ...]:
+        """Each network's best validation: IDC's "best", chosen on the very data it is measured on, hence no result."""
+        return tuple(max(each) for each in zip(self.accuracies, *self.validations, strict=True))
 
     @property
     def mean(self) -> float:
@@ -121,11 +179,12 @@ def train_fresh_networks(
     num_networks: int,
     seed: int,
     on_epoch: Callable[[int], None] | None = None,
+    on_validation: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Train several networks from scratch at once and return their parameters, [K, P].
 
-    Every network has its own initialisation, batch order and augmentation draws, which depend on ``seed`` and its
-    number alone.
+    Every network has its own initialisation, batch order, augmentation and CutMix draws, which depend on ``seed`` and
+    its number alone.
 
     Args:
         images: [n, ch, H, W]; read only.
@@ -136,6 +195,8 @@ def train_fresh_networks(
         num_networks: K.
         seed: Seed of everything that is drawn.
         on_epoch: Called with the number of epochs done after each one.
+        on_validation: Called with the parameters, [K, P], after each of the recipe's ``validation_epochs``; training
+            goes on in the same memory.
 
     Raises:
         InputError: If ``lr`` is not a positive number.
@@ -149,11 +210,22 @@ def train_fresh_networks(
     size, height, width = len(images), *images.shape[-2:]
     batch_size = min(recipe.batch_size, size)
     vectorised = network.vmappable and ensemble_pays(images.device.type, batch_size * height * width)
-    policy = DSA(recipe.augmentation)
-    orders = [step_generator(seed, k, "evaluation/order") for k in range(num_networks)]
-    draws = [step_generator(seed, k, "evaluation/augment") for k in range(num_networks)]
+    policy = AugmentationPolicy(recipe.augmentation, recipe.policy)
+    orders, augments, mixes = (
+        [step_generator(seed, k, f"evaluation/{stream}") for k in range(num_networks)]
+        for stream in ("order", "augment", "cutmix")
+    )
+    if recipe.cutmix > 0:  # at any step some networks may mix and others not: labels of one shape for all
+        targets = label_logits(targets, network.num_classes, images.dtype)
     thetas = torch.stack([network.initial(_initial_seed(seed, k)) for k in range(num_networks)]).to(images)
-    milestones = {int(fraction * recipe.epochs) for fraction in recipe.milestones}
+    milestones = [int(fraction * recipe.epochs) for fraction in recipe.milestones]
+
+    def training_batch(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        shape = (len(rows), (height, width))
+        batch, labels = augment_in_turn(images[rows], policy.draw(augments[number], *shape)), targets[rows]
+        if recipe.cutmix > 0 and (mix := draw_cutmix(mixes[number], *shape, recipe.cutmix)) is not None:
+            batch, labels = cutmix(batch, labels, mix, network.num_classes)
+        return batch, labels
 
     def optimizer() -> torch.optim.SGD:
         return torch.optim.SGD([thetas], lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
@@ -161,21 +233,19 @@ def train_fresh_networks(
     sgd = optimizer()
     for epoch in range(recipe.epochs):
         if epoch in milestones and epoch > 0:
-            lr *= recipe.gamma
+            lr *= recipe.gamma ** milestones.count(epoch)  # with few epochs, two may coincide
             if recipe.reset_momentum:
                 sgd = optimizer()
             else:
                 sgd.param_groups[0]["lr"] = lr
         order = torch.stack([torch.randperm(size, generator=g) for g in orders]).to(images.device)
         for indices in order.split(batch_size, dim=1):
-            batch = torch.stack(
-                [
-                    augment(images[rows], policy.draw(g, len(rows), (height, width)))
-                    for rows, g in zip(indices, draws, strict=True)
-                ]
-            )
-            thetas.grad, _ = ensemble_gradients(network, thetas, batch, targets[indices], vectorised)
+            batches = [training_batch(rows, number) for number, rows in enumerate(indices)]
+            batch, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
+            thetas.grad, _ = ensemble_gradients(network, thetas, batch, labels, vectorised)
             sgd.step()
+        if on_validation is not None and epoch + 1 in recipe.validation_epochs:
+            on_validation(thetas.detach())
         if on_epoch is not None:
             on_epoch(epoch + 1)
     return thetas.detach()
@@ -205,9 +275,10 @@ def evaluate_synthetic_set(
     seed: int = 0,
     on_epoch: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
-    """Train ``num_networks`` fresh networks on a synthetic set and test each one on held-out data after its last epoch.
+    """Train ``num_networks`` fresh networks on a synthetic set and test each one on held-out data.
 
-    Nothing outside is touched: neither the arguments nor any global random state.
+    They are tested after the last epoch, and on the way if the recipe has several validations. Nothing outside is
+    touched: neither the arguments nor any global random state.
 
     Args:
         images: [n, ch, H, W], in the colour space of ``held_out``.
@@ -217,7 +288,7 @@ def evaluate_synthetic_set(
         network: The architecture.
         recipe: The protocol.
         num_networks: 5 in the literature.
-        seed: Seed of initialisations, orders and augmentations.
+        seed: Seed of initialisations, orders, augmentations and CutMix.
         on_epoch: Called with the number of epochs done after each one.
 
     Raises:
@@ -225,9 +296,13 @@ def evaluate_synthetic_set(
     """
     started = time.perf_counter()
     lr = student_lr if recipe.lr is None else recipe.lr
-    thetas = train_fresh_networks(images, targets, lr, network, recipe, num_networks, seed, on_epoch)
-    accuracies = test_accuracies(thetas, network, held_out)
-    return EvaluationResult(accuracies, time.perf_counter() - started)
+    validations: list[tuple[float, ...]] = []
+
+    def on_validation(thetas: Tensor) -> None:
+        validations.append(test_accuracies(thetas, network, held_out))
+
+    train_fresh_networks(images, targets, lr, network, recipe, num_networks, seed, on_epoch, on_validation)
+    return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
 
 
 def _initial_seed(seed: int, network: int) -> int:

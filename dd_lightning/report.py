@@ -17,7 +17,8 @@ from dd_lightning.module import DistillationModule
 def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallback | None) -> dict[str, Any]:
     """Return what a run achieved and what it cost, as values that JSON can hold.
 
-    Accuracies are in [0, 1], one for each network; ``last`` is the headline, ``best`` was chosen afterwards.
+    Accuracies are in [0, 1], one for each network; ``last`` is the headline, ``best`` was chosen afterwards. Where the
+    recipe tests the networks several times, ``best_validation`` is the best test of each one.
     """
     accuracies: dict[str, Any] = {}
     random_real: dict[str, Any] | None = None
@@ -26,11 +27,11 @@ def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallba
             last, best = evaluation.last(name), evaluation.best(name)
             accuracies[name] = {
                 "split": evaluation.split,
-                "last": {"step": last.step, "accuracies": list(last.accuracies)},
-                "best": {"step": best.step, "accuracies": list(best.accuracies)},
+                "last": {"step": last.step, **_accuracies(last)},
+                "best": {"step": best.step, **_accuracies(best)},
             }
         if (baseline := evaluation.random_real) is not None:
-            random_real = {"network": baseline.network, "accuracies": list(baseline.accuracies)}
+            random_real = {"network": baseline.network, **_accuracies(baseline)}
     full = module.pool.full_set_accuracies()
     return {
         "images": len(module.synthetic_set),
@@ -49,6 +50,13 @@ def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallba
     }
 
 
+def _accuracies(point: EvaluationPoint) -> dict[str, Any]:
+    values: dict[str, Any] = {"accuracies": list(point.accuracies)}
+    if len(point.validations) > 1:
+        values |= {"validations": len(point.validations), "best_validation": list(point.best_accuracies)}
+    return values
+
+
 def closing_table(result: dict[str, Any]) -> Table:
     """Lay a :func:`summary` out for a person."""
     table = Table(title="Dataset distillation", show_header=False, title_justify="left")
@@ -58,6 +66,11 @@ def closing_table(result: dict[str, Any]) -> Table:
         last, best = network["last"], network["best"]
         how = f"step {last['step']}; {len(last['accuracies'])} fresh {name}, held-out {network['split']} data"
         table.add_row(f"{result['images']} distilled images", f"{percent(last['accuracies'])}  ({how})")
+        if "best_validation" in last:
+            table.add_row(
+                f"best of {last['validations']} validations",
+                f"{percent(last['best_validation'])}  (step {last['step']}; chosen on the same data)",
+            )
         baseline = result["random_real"]
         if baseline is not None and baseline["network"] == name:
             gain = 100 * (mean_std(last["accuracies"])[0] - mean_std(baseline["accuracies"])[0])
@@ -84,10 +97,13 @@ def closing_table(result: dict[str, Any]) -> Table:
 def evaluation_table(file: Path, images: int, points: Sequence[EvaluationPoint]) -> Table:
     """Return the accuracies of one synthetic set on several architectures."""
     table = Table(title=f"{file}: {images} images", title_justify="left")
-    for heading in ("network", "networks trained", "held-out accuracy", "seconds"):
+    validations = max((len(point.validations) for point in points), default=0)
+    best = [f"best of {validations} validations, chosen on the same data"] if validations > 1 else []
+    for heading in ("network", "networks trained", "held-out accuracy", *best, "seconds"):
         table.add_column(heading)
     for point in points:
-        table.add_row(point.network, str(len(point.accuracies)), percent(point.accuracies), f"{point.seconds:.0f}")
+        accuracies = [percent(each) for each in (point.accuracies, point.best_accuracies)[: 1 + len(best)]]
+        table.add_row(point.network, str(len(point.accuracies)), *accuracies, f"{point.seconds:.0f}")
     return table
 
 

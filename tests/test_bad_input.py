@@ -43,7 +43,7 @@ from tests.small import Cli
         ("--model.pool.recipe.lr -1", r"expert lr is -1\.0, it must be above 0"),
         ("--model.network Foo", r"unknown network 'Foo': say one of AlexNet, ConvNet-"),
         ("--evaluation.networks [Foo]", r"unknown network 'Foo': say one of AlexNet, ConvNet-"),
-        ("--evaluation.recipe foo", r"unknown evaluation recipe 'foo'; choose one of mtt"),
+        ("--evaluation.recipe foo", r"unknown evaluation recipe 'foo'; choose one of idc, mtt"),
         ("--evaluation.epochs 0", r"epochs 0 and batch_size 256; both must be >= 1"),
         ("--evaluation.split val", r"'val' split was asked for but val_fraction is 0, .*set val_fraction above 0"),
         ("--data.val_fraction 2", r"val_fraction is 2\.0; it must lie in \[0, 1\)"),
@@ -215,7 +215,7 @@ def test_evaluate(cli: Cli) -> None:
     assert re.search(r"not a synthetic set of dd_lightning", cli.refused("evaluate", expert))
     for options, message in (
         (("--num_networks", "0"), "num_networks is 0; it must be at least 1"),
-        (("--recipe", "foo"), "unknown evaluation recipe 'foo'; choose one of mtt"),
+        (("--recipe", "foo"), "unknown evaluation recipe 'foo'; choose one of idc, mtt"),
         (("--device", "toaster"), "device is 'toaster', which this machine does not have; use auto or cpu"),
         (
             ("--data", "tests.test_bad_input.Wide"),

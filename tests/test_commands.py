@@ -1,5 +1,6 @@
 """The commands, run in this process."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,26 @@ def test_closing_table(cli: Cli) -> None:
     assert re.match(r"\d+  \(\d+ evaluating\)", rows["seconds"])
     assert re.match(r"[\d,]+ MiB \(process, cpu\)", rows["peak memory"])
     assert rows["files"] == str(cli.version())
+
+
+def test_several_validations_are_reported_apart(cli: Cli) -> None:
+    cli.fit("--evaluation.recipe", "idc", "--evaluation.epochs", "4", "--trainer.max_steps", "1")
+    rows = dict(re.findall(r"│ ([^│]+?) +│ ([^│]+?) +│", cli.out))
+    result = json.loads((cli.version() / "summary.json").read_text())
+    last = result["networks"][small.NETWORK]["last"]
+    assert last["validations"] == 4
+    assert all(best >= own for best, own in zip(last["best_validation"], last["accuracies"], strict=True))
+    assert len(result["random_real"]["best_validation"]) == 2
+    assert rows["10 distilled images"].startswith(percent(last["accuracies"]))
+    assert rows["best of 4 validations"] == f"{percent(last['best_validation'])}  (step 1; chosen on the same data)"
+
+    path = cli.version() / "synthetic.safetensors"
+    cli("evaluate", str(path), "--recipe", "idc", "--epochs", "4", "--num_networks", "2", "--seed", "3")
+    (row,) = re.findall(r"│ (\S+) +│ (\d+) +│ ([^│]+?) +│ ([^│]+?) +│ (\d+) +│", cli.out)
+    assert row[:4] == (small.NETWORK, "2", percent(last["accuracies"]), percent(last["best_validation"]))
+    headings = " ".join(cli.out.replace("┃", " ").split())
+    assert "best of 4" in headings
+    assert "chosen on" in headings
 
 
 def test_missing_experts_are_trained_and_counted(cli: Cli) -> None:

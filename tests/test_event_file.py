@@ -178,9 +178,45 @@ def test_random_real_images_are_compared(store: Path, tmp_path: Path) -> None:
     assert points.seconds == pytest.approx(sum(p.seconds for p in points.points) + points.random_real.seconds)
 
 
+def test_best_of_validations_is_logged_apart(store: Path, tmp_path: Path) -> None:
+    points = small.evaluation(recipe="idc", epochs=8, compare_random=True)
+    events, folder, _ = logged(store, tmp_path, points, steps=3)
+    assert all(len(point.validations) == 4 and point.validations[-1] == point.accuracies for point in points.points)
+    best = [sum(point.best_accuracies) / 2 for point in points.points]
+    found = curve(events, f"eval/{small.NETWORK}/accuracy_best_validation")
+    assert [step for step, _ in found] == [0, 2, 3]
+    assert [value for _, value in found] == pytest.approx(best, rel=1e-6)
+    last = [point.result.mean for point in points.points]
+    assert [value for _, value in curve(events, f"eval/{small.NETWORK}/accuracy")] == pytest.approx(last, rel=1e-6)
+    for row, point, mean in zip(rows(folder), points.points, best, strict=True):
+        assert tuple(float(row[f"accuracy_{i}"]) for i in range(2)) == point.accuracies
+        assert tuple(float(row[f"best_validation_{i}"]) for i in range(2)) == point.best_accuracies
+        assert float(row["best_validation_mean"]) == mean
+    assert points.random_real is not None
+    assert len(points.random_real.validations) == 4
+
+
+def test_one_validation_leaves_no_trace(store: Path, tmp_path: Path) -> None:
+    points = small.evaluation()
+    events, folder, _ = logged(store, tmp_path, points, steps=1)
+    assert not any("validation" in tag for tag in events.Tags()["scalars"])
+    assert list(rows(folder)[0]) == ["step", "network", "mean", "std", "seconds", "accuracy_0", "accuracy_1"]
+    assert all(point.validations == (point.accuracies,) for point in points.points)
+
+
+def test_a_state_without_validations_is_loaded() -> None:
+    points = EvalCallback(recipe="idc")
+    points.load_state_dict({"points": [(3, "a", [0.25, 0.5], 1.5)]})
+    assert points.points == [EvaluationPoint(3, "a", (0.25, 0.5), 1.5)]
+    assert points.points[0].best_accuracies == (0.25, 0.5)
+
+
 def test_state_round_trip() -> None:
     first, second = EvalCallback(), EvalCallback()
-    first.points = [EvaluationPoint(0, "a", (0.25, 0.5), 1.5), EvaluationPoint(7, "b", (1.0,), 2.0)]
+    first.points = [
+        EvaluationPoint(0, "a", (0.25, 0.5), 1.5, ((0.75, 0.0), (0.25, 0.5))),
+        EvaluationPoint(7, "b", (1.0,), 2.0),
+    ]
     second.load_state_dict(first.state_dict())
     assert second.points == first.points
     assert second.best("a").step == 0

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from dd_lightning.evaluation import EvaluationResult, evaluate_synthetic_set, get_recipe
+from dd_lightning.evaluation import EvaluationResult, evaluate_synthetic_set, get_recipe, mean_std
 from dd_lightning.formats import write_atomically
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import step_generator
@@ -33,17 +33,24 @@ class EvaluationPoint:
         network: Architecture that was trained.
         accuracies: Held-out accuracy of each fresh network, in [0, 1].
         seconds: What the evaluation took.
+        validations: The accuracies at each of the recipe's tests; empty if only ``accuracies`` are known.
     """
 
     step: int
     network: str
     accuracies: tuple[float, ...]
     seconds: float
+    validations: tuple[tuple[float, ...], ...] = ()
 
     @property
     def result(self) -> EvaluationResult:
         """The point's accuracies, with mean and std."""
-        return EvaluationResult(self.accuracies, self.seconds)
+        return EvaluationResult(self.accuracies, self.seconds, self.validations)
+
+    @property
+    def best_accuracies(self) -> tuple[float, ...]:
+        """Each network's best validation; chosen on the data it is measured on, hence no result."""
+        return self.result.best_accuracies
 
 
 class EvalCallback(Callback):
@@ -51,14 +58,15 @@ class EvalCallback(Callback):
 
     Every point is logged to all loggers at exactly ``global_step``; the raw accuracy of each network is kept, in
     :attr:`points`, in the checkpoint and in ``evaluation.csv`` beside the logs. The headline is the last step;
-    ``accuracy_best``, the best point so far, is logged under its own name. Training is not disturbed: with another
+    ``accuracy_best``, the best point so far, is logged under its own name, and so is ``accuracy_best_validation``, the
+    best test of each network while it was trained, if the recipe has several. Training is not disturbed: with another
     interval, or without the callback, the images are the same, bit for bit.
 
     Args:
         every_n_steps: Distance of the points; 100 in the MTT reference.
         networks: Architectures to train; null is the module's own.
         num_networks: Fresh networks per architecture and point; 5 in the literature.
-        recipe: Published protocol.
+        recipe: Published protocol: ``mtt``, or ``idc``.
         epochs: Epochs, if other than the protocol's.
         augmentation: DSA strategy, if other than the protocol's; "none" switches it off.
         split: Held-out data to test on: ``test``, or ``val`` where the data has a ``val_fraction``.
@@ -203,7 +211,11 @@ class EvalCallback(Callback):
                 module.seed,
                 on_epoch,
             )
-        return EvaluationPoint(trainer.global_step, network.name, result.accuracies, result.seconds)
+        return EvaluationPoint(trainer.global_step, network.name, result.accuracies, result.seconds, result.validations)
+
+    @property
+    def _several_validations(self) -> bool:
+        return len(self.recipe.validation_epochs) > 1
 
     def _log(self, trainer: Trainer, step: int) -> None:
         values: dict[str, float] = {}
@@ -215,6 +227,8 @@ class EvalCallback(Callback):
                 f"eval/{point.network}/accuracy_best": max(so_far),
                 f"eval/{point.network}/seconds": point.seconds,
             }
+            if self._several_validations:
+                values[f"eval/{point.network}/accuracy_best_validation"] = mean_std(point.best_accuracies)[0]
         log_scalars(trainer, values, step)
         inner_loop = as_distillation(trainer.lightning_module).inner_loop
         if inner_loop is not None and step % inner_loop == 0:
@@ -237,18 +251,37 @@ class EvalCallback(Callback):
     def _csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            ["step", "network", "mean", "std", "seconds", *(f"accuracy_{i}" for i in range(self.num_networks))]
-        )
+        numbers = range(self.num_networks)
+        best = ["best_validation_mean", "best_validation_std", *(f"best_validation_{i}" for i in numbers)]
+        headings = ["step", "network", "mean", "std", "seconds", *(f"accuracy_{i}" for i in numbers)]
+        writer.writerow(headings + best * self._several_validations)
         for point in self.points:
             result = point.result
-            writer.writerow([point.step, point.network, result.mean, result.std, point.seconds, *point.accuracies])
+            values = [point.step, point.network, result.mean, result.std, point.seconds, *point.accuracies]
+            if self._several_validations:
+                values += [*mean_std(point.best_accuracies), *point.best_accuracies]
+            writer.writerow(values)
         return text.getvalue()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curve."""
-        return {"points": [(p.step, p.network, list(p.accuracies), p.seconds) for p in self.points]}
+        return {
+            "points": [
+                (p.step, p.network, list(p.accuracies), p.seconds, [list(each) for each in p.validations])
+                for p in self.points
+            ]
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the curve."""
-        self.points = [EvaluationPoint(s, n, tuple(a), t) for s, n, a, t in state_dict["points"]]
+        """Restore the curve, also from a checkpoint that holds no validations."""
+        self.points = [_restored(*saved) for saved in state_dict["points"]]
+
+
+def _restored(
+    step: int,
+    network: str,
+    accuracies: Sequence[float],
+    seconds: float,
+    validations: Sequence[Sequence[float]] = (),
+) -> EvaluationPoint:
+    return EvaluationPoint(step, network, tuple(accuracies), seconds, tuple(tuple(each) for each in validations))
