@@ -36,7 +36,6 @@ class BidirectionalMatching(GradientMatching):
             features of the network that the previous step used.
         interval: Steps between two choices of representatives.
         per_cluster: Representatives of each cluster.
-        graph_memory_mb: Memory in MiB for graphs kept while several candidates are scored.
 
     Raises:
         InputError: If ``alpha`` is negative, a number is out of range or the augmentation unknown.
@@ -58,7 +57,6 @@ class BidirectionalMatching(GradientMatching):
         sampling: Sampling = "representative",
         interval: int = 10,
         per_cluster: int = 1,
-        graph_memory_mb: int = 1024,
     ) -> None:
         super().__init__(
             metric,
@@ -71,7 +69,6 @@ class BidirectionalMatching(GradientMatching):
             sampling,
             interval,
             per_cluster,
-            graph_memory_mb,
         )
         if not 0 <= alpha < float("inf"):
             raise InputError(f"alpha is {alpha}; the weight of the feature distance must be at least 0 (1 in DREAM+)")

@@ -43,47 +43,16 @@ class ClassBatch(NamedTuple):
     augmentation: tuple[AugmentationDraw, ...]
 
 
-class GraphBudget:
-    """How many synthetic images may still have their graphs kept in a step, over all its candidates.
-
-    Args:
-        images: The number.
-    """
-
-    def __init__(self, images: int) -> None:
-        self.images = images
-
-    def take(self, images: int) -> bool:
-        """Ask for so many; the answer is no once they do not fit."""
-        fits = images <= self.images
-        self.images -= images if fits else 0
-        return fits
-
-
 class ClasswiseDraw(NamedTuple):
     """A step's draws.
 
     Attributes:
         images: The decoded synthetic set, without a graph.
         classes: One batch for each class.
-        budget: Of the graphs that scoring keeps.
     """
 
     images: Tensor
     classes: tuple[ClassBatch, ...]
-    budget: GraphBudget
-
-
-class _ClassWork(NamedTuple):
-    """What scoring leaves of a class for the gradient.
-
-    Attributes:
-        cotangents: Derivatives of the distance by the synthetic statistics.
-        graph: The synthetic images as a leaf and the statistics as functions of it; None if they were not kept.
-    """
-
-    cotangents: Statistics
-    graph: tuple[Tensor, Statistics] | None
 
 
 class ClasswiseMatching(MatchingObjective):
@@ -95,9 +64,12 @@ class ClasswiseMatching(MatchingObjective):
 
     The gradient by the images is d(a . s)/dx, with s the synthetic statistics and a the derivative of the distance by
     them, both known once a candidate is scored: for gradients as statistics it is the mixed product that trajectory
-    matching's adjoint takes at each step. A sole candidate's is computed together with its loss. Of several, each one's
-    graph is kept as far as ``graph_memory_mb`` goes, and computed again for the winner beyond; the real images are
-    never passed through the network again.
+    matching's adjoint takes at each step. A sole candidate's is computed together with its loss. Of several, only the
+    winner's is, from the cotangents a that scoring has left: real images are not passed through the network again.
+
+    NOTE: Keeping the synthetic graphs of all candidates for the winner's sake saves one first-order pass of synthetic
+    images, and was a third slower on a host, whose memory must then be mapped anew in every step
+    (``benchmarks/image_update_cost.py``).
 
     Args:
         batch_real: Real images of a class per step; 64 in IDC, 128 in DREAM and DREAM+, 256 in DC, DSA and DM.
@@ -110,7 +82,6 @@ class ClasswiseMatching(MatchingObjective):
             on the features of the network that the previous step used (DREAM).
         interval: Steps between two choices of representatives; 10 in DREAM.
         per_cluster: Representatives of each cluster; 1 in DREAM.
-        graph_memory_mb: Memory in MiB for graphs kept while several candidates are scored.
 
     Raises:
         InputError: If a number is out of range or the augmentation unknown.
@@ -127,17 +98,12 @@ class ClasswiseMatching(MatchingObjective):
         sampling: Sampling = "shuffled",
         interval: int = 10,
         per_cluster: int = 1,
-        graph_memory_mb: int = 1024,
     ) -> None:
         if batch_real < 1 or batch_syn < 1:
             raise InputError(f"batch_real is {batch_real} and batch_syn is {batch_syn}; both must be at least 1 image")
-        if graph_memory_mb < 0:
-            raise InputError(f"graph_memory_mb is {graph_memory_mb}; give at least 0, which keeps no graph")
         self.batch_real = batch_real
         self.batch_syn = batch_syn
         self.augmentation = AugmentationPolicy(augmentation, policy)
-        self.graph_memory_mb = graph_memory_mb
-        self._bytes_per_image: int | None = None
         self.representatives = (
             RepresentativeBatches(batch_real, interval, per_cluster) if sampling == "representative" else None
         )
@@ -202,7 +168,7 @@ class ClasswiseMatching(MatchingObjective):
             draw = self.augmentation.draw(augment, len(rows), real.image_shape[-2:], siamese=True)
             augmented = augment_in_turn(real.images[rows], draw)
             classes.append(ClassBatch(augmented, real.labels[rows], own, targets[own], draw))
-        return ClasswiseDraw(images, tuple(classes), GraphBudget(self._graphs_that_fit(network, images)))
+        return ClasswiseDraw(images, tuple(classes))
 
     def score(
         self,
@@ -217,19 +183,18 @@ class ClasswiseMatching(MatchingObjective):
         del synthetic, real  # the draw holds what is needed of them
         theta = candidate.theta
         totals: dict[str, Tensor] = {}
-        work: list[_ClassWork] = []
+        work: list[Statistics] = []
         gradient = torch.zeros_like(draw.images) if sole else None
         for batch in draw.classes:
             real_statistics = self.statistics(network, theta, batch.real, batch.real_targets, graph=False)
-            keep = sole or draw.budget.take(len(batch.rows))
-            leaf, statistics = self._synthetic_statistics(network, theta, draw.images, batch, graph=keep)
+            leaf, statistics = self._synthetic_statistics(network, theta, draw.images, batch, graph=sole)
             terms, cotangents = self._compare(statistics, real_statistics)
             for name, value in terms.items():
                 totals[name] = totals[name] + value if name in totals else value
             if gradient is not None:
                 gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
             else:
-                work.append(_ClassWork(cotangents, (leaf, statistics) if keep else None))
+                work.append(cotangents)
         loss = torch.stack(list(totals.values())).sum()
         return ScoredCandidate(
             candidate, loss, draw, work if gradient is None else gradient, totals if len(totals) > 1 else {}
@@ -250,11 +215,6 @@ class ClasswiseMatching(MatchingObjective):
         if self.representatives is not None and state:
             self.representatives.load_state_dict(state)
 
-    def _graphs_that_fit(self, network: FunctionalNetwork, images: Tensor) -> int:
-        if self._bytes_per_image is None:
-            self._bytes_per_image = graph_bytes(network, images[:1])
-        return self.graph_memory_mb * 2**20 // self._bytes_per_image
-
     def _synthetic_statistics(
         self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch, graph: bool
     ) -> tuple[Tensor, Statistics]:
@@ -274,33 +234,14 @@ class ClasswiseMatching(MatchingObjective):
 
     def _gradient(self, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         draw: ClasswiseDraw = scored.draw
-        work: Sequence[_ClassWork] = scored.work
+        work: Sequence[Statistics] = scored.work
         gradient = torch.zeros_like(draw.images)
-        for batch, done in zip(draw.classes, work, strict=True):
-            leaf, statistics = done.graph or self._synthetic_statistics(
+        for batch, cotangents in zip(draw.classes, work, strict=True):
+            leaf, statistics = self._synthetic_statistics(
                 network, scored.candidate.theta, draw.images, batch, graph=True
             )
-            gradient[batch.rows] = torch.autograd.grad(statistics, leaf, done.cotangents)[0]
+            gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
         return gradient
-
-
-def graph_bytes(network: FunctionalNetwork, image: Tensor) -> int:
-    """Estimate the memory of the graph through a network's gradient, for one image [1, ch, H, W].
-
-    It is three times what a forward pass saves: the pass itself, and about as much again for each of activations'
-    and weights' derivatives.
-    """
-    saved: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    parts = [torch.zeros(shape, device=image.device, dtype=image.dtype) for shape in network.parameter_shapes]
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        network([part.requires_grad_() for part in parts], image)
-    weights = sum(part.untyped_storage().nbytes() for part in parts)
-    return max(1, 3 * (sum(saved.values()) - weights))
 
 
 class _KnownGradient(torch.autograd.Function):

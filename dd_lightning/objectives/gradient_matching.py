@@ -34,7 +34,6 @@ class GradientMatching(ClasswiseMatching):
             on the features of the network that the previous step used (DREAM).
         interval: Steps between two choices of representatives; 10 in DREAM.
         per_cluster: Representatives of each cluster; 1 in DREAM.
-        graph_memory_mb: Memory in MiB for graphs kept while several candidates are scored.
 
     Raises:
         InputError: If a number is out of range or the augmentation unknown.
@@ -57,9 +56,8 @@ class GradientMatching(ClasswiseMatching):
         sampling: Sampling = "shuffled",
         interval: int = 10,
         per_cluster: int = 1,
-        graph_memory_mb: int = 1024,
     ) -> None:
-        super().__init__(batch_real, batch_syn, augmentation, policy, sampling, interval, per_cluster, graph_memory_mb)
+        super().__init__(batch_real, batch_syn, augmentation, policy, sampling, interval, per_cluster)
         self.metric: Metric = metric
         self.include_classifier = include_classifier
         self.include_bias = include_bias
