@@ -336,7 +336,7 @@ def evaluate(args: Sequence[str]) -> None:
                 on_epoch,
             )
         points.append(EvaluationPoint(file.step, network.name, result.accuracies, result.seconds, result.validations))
-    show(evaluation_table(Path(config.file), len(file.images), points))
+    show(evaluation_table(Path(config.file), len(file.images), len(images), points))
 
 
 def _ready(data: DistillationDataModule | None) -> DistillationDataModule:

@@ -389,6 +389,11 @@ class DistillationModule(LightningModule):
                 f"precision is {self.trainer.precision!r}, but only '32-true' is supported: autocast would reach the "
                 "step and not the selection; set trainer.precision: 32-true"
             )
+        if self.trainer.world_size > 1 and not self.pool.same_in_every_process:
+            raise InputError(
+                f"trainer runs {self.trainer.world_size} processes, but each would train its own "
+                f"{type(self.pool).__name__}, and only one is saved; set trainer.devices: 1"
+            )
         if self.trainer.accumulate_grad_batches != 1:
             raise InputError(
                 f"accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but one batch is one "

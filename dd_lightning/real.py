@@ -86,15 +86,20 @@ class RealSet:
         moved.images, moved.labels = images, self.labels.to(device)
         return moved
 
-    def class_indices(self, label: int) -> Tensor:
+    def class_indices(self, label: int, positions: Tensor | None = None) -> Tensor:
         """Return where class ``label`` is, int64 ``[class_counts[label]]``, in the order of appearance.
+
+        Args:
+            label: The class.
+            positions: Only the images at these positions within the class, on the host: only their indices travel.
 
         Raises:
             InputError: If there is no such class.
         """
         if not 0 <= label < self.num_classes:
             raise InputError(f"class {label} is outside 0 .. {self.num_classes - 1}: ask for a class that exists")
-        return self._by_class[label].to(self.images.device)
+        indices = self._by_class[label]
+        return (indices if positions is None else indices[positions]).to(self.images.device)
 
     def sample_per_class(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` different images of every class, uniformly.

@@ -35,6 +35,7 @@ def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallba
     full = module.pool.full_set_accuracies()
     return {
         "images": len(module.synthetic_set),
+        "decoded_images": module.synthetic_set.decoded_size,
         "networks": accuracies,
         "random_real": random_real,
         "full_set": None if full is None else {"accuracies": list(full.accuracies), "trained": full.description},
@@ -65,6 +66,8 @@ def closing_table(result: dict[str, Any]) -> Table:
     for name, network in result["networks"].items():
         last, best = network["last"], network["best"]
         how = f"step {last['step']}; {len(last['accuracies'])} fresh {name}, held-out {network['split']} data"
+        if result["decoded_images"] != result["images"]:
+            how += f", trained on the {result['decoded_images']} that these decode to"
         table.add_row(f"{result['images']} distilled images", f"{percent(last['accuracies'])}  ({how})")
         if "best_validation" in last:
             table.add_row(
@@ -94,9 +97,10 @@ def closing_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def evaluation_table(file: Path, images: int, points: Sequence[EvaluationPoint]) -> Table:
+def evaluation_table(file: Path, images: int, decoded: int, points: Sequence[EvaluationPoint]) -> Table:
     """Return the accuracies of one synthetic set on several architectures."""
-    table = Table(title=f"{file}: {images} images", title_justify="left")
+    decoding = f", decoded to {decoded}" if decoded != images else ""
+    table = Table(title=f"{file}: {images} images{decoding}", title_justify="left")
     validations = max((len(point.validations) for point in points), default=0)
     best = [f"best of {validations} validations, chosen on the same data"] if validations > 1 else []
     for heading in ("network", "networks trained", "held-out accuracy", *best, "seconds"):

@@ -34,7 +34,7 @@ def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> li
         epoch, position = divmod(context.step, count // size)
         generator = step_generator(context.seed, epoch, f"real/{label}", context.rank)
         order = torch.randperm(count, generator=generator)[position * size : (position + 1) * size]
-        batches.append(real.class_indices(label)[order.to(real.images.device)])
+        batches.append(real.class_indices(label, order))
     return batches
 
 

@@ -84,6 +84,9 @@ class CandidatePool(ABC):
     gives: ClassVar[type[Candidate]] = Candidate
     """Kind of its candidates."""
 
+    same_in_every_process: ClassVar[bool] = True
+    """Whether processes that learn from different candidates still hold the same pool."""
+
     def __init__(self, size: int) -> None:
         if size < 1:
             raise InputError(f"the pool holds {size} candidates; it needs at least 1")

@@ -1,6 +1,6 @@
 """Live networks that go on training on the real data between distillation steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -69,6 +69,7 @@ class NetworkPool(CandidatePool):
     """
 
     gives: ClassVar[type[Candidate]] = LiveNetwork
+    same_in_every_process: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -173,22 +174,21 @@ class NetworkPool(CandidatePool):
         """Make the first generation, unless there is one: made already, or from a checkpoint."""
         if self._members:
             return
-        shown = self.pretrain_epochs > 0 and self._ready.progress_bar
-        with epoch_bar(f"pretraining {self.size} networks", self.size, shown) as on_member:
-            for index in range(self.size):
-                # Limits of a first generation of N: 1/N, 2/N, ... of the age limit.
-                limit = self._limit * (index + 1) / self.size
-                self._members.append(self._born(index, seed, 0, limit))
-                if on_member is not None:
-                    on_member(index + 1)
+        for index in range(self.size):
+            # Limits of a first generation of N: 1/N, 2/N, ... of the age limit.
+            self._members.append(self._born(index, seed, 0, self._limit * (index + 1) / self.size))
 
     def _born(self, index: int, seed: int, births: int, limit: float) -> _Member:
         network, real, device = self._ready.network, self._ready.real, self._ready.device
         initial = step_generator(seed, births, f"network-{index}/initial").initial_seed()
         member = _Member(network.initial(initial).to(device), None, 0, limit, births)
-        streams = step_generator(seed, births, f"network-{index}/pretrain")
-        for _ in range(self.pretrain_epochs):
-            self._train(member, ((rows, streams) for rows in real.shuffled_batches(self.recipe.batch_size, streams)))
+        draws = step_generator(seed, births, f"network-{index}/pretrain")
+        batches = [
+            rows for _ in range(self.pretrain_epochs) for rows in real.shuffled_batches(self.recipe.batch_size, draws)
+        ]
+        shown = bool(batches) and self._ready.progress_bar
+        with epoch_bar(f"pretraining network {index + 1} of {self.size}", len(batches), shown) as on_step:
+            self._train(member, ((rows, draws) for rows in batches), on_step)
         return member
 
     def _next_batches(self, seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
@@ -203,14 +203,19 @@ class NetworkPool(CandidatePool):
             yield self._epoch[2][position], step_generator(seed, self.batches_drawn, "pool/augment")
             self.batches_drawn += 1
 
-    def _train(self, member: _Member, batches: Iterator[tuple[Tensor, torch.Generator]]) -> None:
+    def _train(
+        self,
+        member: _Member,
+        batches: Iterable[tuple[Tensor, torch.Generator]],
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
         """Take one step of SGD for each batch, on copies: what a step was handed stays as it was."""
         real, recipe, loss = self._ready.real, self.recipe, training_loss(self._ready.network)
         theta = member.theta.clone()
         sgd = torch.optim.SGD([theta], recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         if member.momentum is not None:
             sgd.state[theta]["momentum_buffer"] = member.momentum.clone()
-        for rows, generator in batches:
+        for step, (rows, generator) in enumerate(batches):
             draws = self.policy.draw(generator, len(rows), real.image_shape[-2:])
             images, targets = augment_in_turn(real.images[rows], draws), real.labels[rows]
             mix = draw_cutmix(generator, len(rows), real.image_shape[-2:], recipe.cutmix)
@@ -218,4 +223,6 @@ class NetworkPool(CandidatePool):
                 images, targets = cutmix(images, targets, mix, real.num_classes)
             theta.grad = gradient(loss, theta, images, targets)
             sgd.step()
+            if on_step is not None:
+                on_step(step + 1)
         member.theta, member.momentum = theta.detach(), sgd.state[theta].get("momentum_buffer")
