@@ -221,15 +221,18 @@ class ClasswiseMatching(MatchingObjective):
         gradient = torch.zeros_like(draw.images) if sole else None
         for batch in draw.classes:
             real_statistics = self.statistics(network, theta, batch.real, batch.real_targets, graph=False)
-            keep = sole or draw.budget.take(len(batch.rows))
-            leaf, statistics = self._synthetic_statistics(network, theta, draw.images, batch, graph=keep)
+            # With a graph even if it is not kept: without one, some derivatives are rounded otherwise (group norm's),
+            # and the images would depend on the memory there is.
+            leaf, statistics = self._synthetic_statistics(network, theta, draw.images, batch)
             terms, cotangents = self._compare(statistics, real_statistics)
             for name, value in terms.items():
                 totals[name] = totals[name] + value if name in totals else value
             if gradient is not None:
                 gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
             else:
+                keep = draw.budget.take(len(batch.rows))
                 work.append(_ClassWork(cotangents, (leaf, statistics) if keep else None))
+            del leaf, statistics  # with the graph, before that of the next class is made
         loss = torch.stack(list(totals.values())).sum()
         return ScoredCandidate(
             candidate, loss, draw, work if gradient is None else gradient, totals if len(totals) > 1 else {}
@@ -252,17 +255,17 @@ class ClasswiseMatching(MatchingObjective):
 
     def _graphs_that_fit(self, network: FunctionalNetwork, images: Tensor) -> int:
         if self._bytes_per_image is None:
-            self._bytes_per_image = graph_bytes(network, images[:1])
+            self._bytes_per_image = graph_bytes(network, images)
         return self.graph_memory_mb * 2**20 // self._bytes_per_image
 
     def _synthetic_statistics(
-        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch, graph: bool
+        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch
     ) -> tuple[Tensor, Statistics]:
-        """Return the synthetic images of a class as a leaf, and their statistics, with a graph from it if wanted."""
-        leaf = images[batch.rows].requires_grad_(graph)
-        with torch.set_grad_enabled(graph):
+        """Return the synthetic images of a class as a leaf, and their statistics as functions of it."""
+        leaf = images[batch.rows].requires_grad_()
+        with torch.enable_grad():
             augmented = augment_in_turn(leaf, batch.augmentation)
-        return leaf, self.statistics(network, theta, augmented, batch.targets, graph)
+        return leaf, self.statistics(network, theta, augmented, batch.targets, graph=True)
 
     def _compare(self, synthetic: Statistics, real: Statistics) -> tuple[dict[str, Tensor], Statistics]:
         """Return the terms without a graph, and a, the derivatives of their sum by the synthetic statistics."""
@@ -278,17 +281,17 @@ class ClasswiseMatching(MatchingObjective):
         gradient = torch.zeros_like(draw.images)
         for batch, done in zip(draw.classes, work, strict=True):
             leaf, statistics = done.graph or self._synthetic_statistics(
-                network, scored.candidate.theta, draw.images, batch, graph=True
+                network, scored.candidate.theta, draw.images, batch
             )
             gradient[batch.rows] = torch.autograd.grad(statistics, leaf, done.cotangents)[0]
         return gradient
 
 
-def graph_bytes(network: FunctionalNetwork, image: Tensor) -> int:
-    """Estimate the memory of the graph through a network's gradient, for one image [1, ch, H, W].
+def graph_bytes(network: FunctionalNetwork, images: Tensor) -> int:
+    """Estimate the memory of the graph through a network's gradient, for each image like those given [n, ch, H, W].
 
     It is three times what a forward pass saves: the pass itself, and about as much again for each of activations'
-    and weights' derivatives.
+    and weights' derivatives. In truth it is about twice as much; the rest is a margin.
     """
     saved: dict[int, int] = {}
 
@@ -296,11 +299,12 @@ def graph_bytes(network: FunctionalNetwork, image: Tensor) -> int:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    parts = [torch.zeros(shape, device=image.device, dtype=image.dtype) for shape in network.parameter_shapes]
+    parts = [images.new_zeros(shape) for shape in network.parameter_shapes]
+    pair = images.new_zeros(2, *images.shape[1:])  # batch norm may need two
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        network([part.requires_grad_() for part in parts], image)
+        network([part.requires_grad_() for part in parts], pair)
     weights = sum(part.untyped_storage().nbytes() for part in parts)
-    return max(1, 3 * (sum(saved.values()) - weights))
+    return max(1, 3 * (sum(saved.values()) - weights) // 2)
 
 
 class _KnownGradient(torch.autograd.Function):
