@@ -66,6 +66,9 @@ def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor], metri
 def compared_layers(shapes: Sequence[Sequence[int]], include_classifier: bool, include_bias: bool) -> tuple[int, ...]:
     """Return which parameters gradient matching compares: convolutions, and more where asked for.
 
+    What is neither a matrix nor a vector is compared: convolutions, and the gains and shifts that layer norm has for
+    each pixel, as in DC and IDC.
+
     Args:
         shapes: Shapes of a network's parameters.
         include_classifier: Also the weights of linear layers (DC and DSA do, IDC does not).

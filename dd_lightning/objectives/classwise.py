@@ -195,6 +195,7 @@ class ClasswiseMatching(MatchingObjective):
                 gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
             else:
                 work.append(cotangents)
+            del leaf, statistics  # with the graph, before that of the next class is made
         loss = torch.stack(list(totals.values())).sum()
         return ScoredCandidate(
             candidate, loss, draw, work if gradient is None else gradient, totals if len(totals) > 1 else {}
@@ -241,6 +242,7 @@ class ClasswiseMatching(MatchingObjective):
                 network, scored.candidate.theta, draw.images, batch, graph=True
             )
             gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
+            del leaf, statistics
         return gradient
 
 
