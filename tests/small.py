@@ -20,13 +20,15 @@ from dd_lightning.cli import main
 from dd_lightning.data import DatasetDataModule
 from dd_lightning.formats import load_synthetic
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import TrajectoryMatching
-from dd_lightning.pools import TrajectoryPool
-from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.objectives import GradientMatching, TrajectoryMatching
+from dd_lightning.pools import NetworkPool, TrajectoryPool
+from dd_lightning.recipes import ExpertRecipe, NetworkRecipe
 
 NETWORK, CLASSES, SHAPE = "ConvNet-1-W4", 3, (1, 8, 8)
 EXPERTS, EPOCHS = 4, 3
 RECIPE = ExpertRecipe(lr=0.05, batch_size=30)
+# 90 images are six batches, the last one of 10; 40 images are three
+LIVE_RECIPE = NetworkRecipe(lr=0.05, batch_size=16, images_per_update=40)
 
 
 def dataset(count: int, seed: int) -> TensorDataset:
@@ -60,6 +62,24 @@ def module(
         "image_lr": 10.0,
         "student_lr": 0.05,
         "student_lr_lr": 1e-3,
+        "seed": 5,
+    }
+    return DistillationModule(**(settings | options))
+
+
+def network_pool(**options: Any) -> NetworkPool:  # noqa: ANN401
+    settings: dict[str, Any] = {"age_limit": 3, "recipe": LIVE_RECIPE}
+    return NetworkPool(**(settings | options))
+
+
+def network_module(pool_options: dict[str, Any] | None = None, **options: Any) -> DistillationModule:  # noqa: ANN401
+    """Like ``module``, on live networks."""
+    settings: dict[str, Any] = {
+        "objective": GradientMatching(batch_real=8),
+        "pool": network_pool(**(pool_options or {})),
+        "network": NETWORK,
+        "ipc": 2,
+        "image_lr": 0.1,
         "seed": 5,
     }
     return DistillationModule(**(settings | options))
@@ -101,6 +121,7 @@ def fit(
     *callbacks: Callback,
     steps: int = 6,
     ckpt_path: Path | None = None,
+    datamodule: DatasetDataModule | None = None,
     **options: Any,  # noqa: ANN401
 ) -> Trainer:
     """Run a distillation and return its Trainer."""
@@ -109,7 +130,7 @@ def fit(
         # Resumed runs write beside the checkpoint they come from; skipped steps return None.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", ".training_step. returned .None.")
-        runner.fit(distilled, datamodule=data(), ckpt_path=ckpt_path, weights_only=True)
+        runner.fit(distilled, datamodule=datamodule or data(), ckpt_path=ckpt_path, weights_only=True)
     return runner
 
 
