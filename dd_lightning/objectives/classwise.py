@@ -221,15 +221,18 @@ class ClasswiseMatching(MatchingObjective):
         gradient = torch.zeros_like(draw.images) if sole else None
         for batch in draw.classes:
             real_statistics = self.statistics(network, theta, batch.real, batch.real_targets, graph=False)
-            keep = sole or draw.budget.take(len(batch.rows))
-            leaf, statistics = self._synthetic_statistics(network, theta, draw.images, batch, graph=keep)
+            # With a graph even if it is not kept: without one, some derivatives are rounded otherwise (group norm's),
+            # and the images would depend on the memory there is.
+            leaf, statistics = self._synthetic_statistics(network, theta, draw.images, batch)
             terms, cotangents = self._compare(statistics, real_statistics)
             for name, value in terms.items():
                 totals[name] = totals[name] + value if name in totals else value
             if gradient is not None:
                 gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
             else:
+                keep = draw.budget.take(len(batch.rows))
                 work.append(_ClassWork(cotangents, (leaf, statistics) if keep else None))
+            del leaf, statistics  # with the graph, before that of the next class is made
         loss = torch.stack(list(totals.values())).sum()
         return ScoredCandidate(
             candidate, loss, draw, work if gradient is None else gradient, totals if len(totals) > 1 else {}
@@ -256,13 +259,13 @@ class ClasswiseMatching(MatchingObjective):
         return self.graph_memory_mb * 2**20 // self._bytes_per_image
 
     def _synthetic_statistics(
-        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch, graph: bool
+        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch
     ) -> tuple[Tensor, Statistics]:
-        """Return the synthetic images of a class as a leaf, and their statistics, with a graph from it if wanted."""
-        leaf = images[batch.rows].requires_grad_(graph)
-        with torch.set_grad_enabled(graph):
+        """Return the synthetic images of a class as a leaf, and their statistics as functions of it."""
+        leaf = images[batch.rows].requires_grad_()
+        with torch.enable_grad():
             augmented = augment_in_turn(leaf, batch.augmentation)
-        return leaf, self.statistics(network, theta, augmented, batch.targets, graph)
+        return leaf, self.statistics(network, theta, augmented, batch.targets, graph=True)
 
     def _compare(self, synthetic: Statistics, real: Statistics) -> tuple[dict[str, Tensor], Statistics]:
         """Return the terms without a graph, and a, the derivatives of their sum by the synthetic statistics."""
@@ -278,7 +281,7 @@ class ClasswiseMatching(MatchingObjective):
         gradient = torch.zeros_like(draw.images)
         for batch, done in zip(draw.classes, work, strict=True):
             leaf, statistics = done.graph or self._synthetic_statistics(
-                network, scored.candidate.theta, draw.images, batch, graph=True
+                network, scored.candidate.theta, draw.images, batch
             )
             gradient[batch.rows] = torch.autograd.grad(statistics, leaf, done.cotangents)[0]
         return gradient
