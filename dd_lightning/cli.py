@@ -21,7 +21,7 @@ from dd_lightning.colors import color_space_from_tensors
 from dd_lightning.data import DigitsDataModule, DistillationDataModule, datamodule_by_name
 from dd_lightning.evaluation import RECIPES, evaluate_synthetic_set, get_recipe
 from dd_lightning.experts import train_experts
-from dd_lightning.formats import ExpertIdentity, ExpertStore, load_synthetic, write_atomically
+from dd_lightning.formats import ExpertIdentity, ExpertStore, SyntheticFile, load_synthetic, write_atomically
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
@@ -31,6 +31,9 @@ from dd_lightning.recipes import ExpertRecipe
 from dd_lightning.report import closing_table, evaluation_table, show, summary
 from dd_lightning.runs import check_writable, is_checkpoint, last_checkpoint
 from dd_lightning.version import __version__
+
+DEFAULT_EVALUATION_LR = 0.01
+"""Learning rate of evaluations where neither a set nor its run's configuration has one."""
 
 USAGE = """\
 usage: dd-lightning COMMAND [options]
@@ -327,7 +330,7 @@ def evaluate(args: Sequence[str]) -> None:
             result = evaluate_synthetic_set(
                 images,
                 targets,
-                file.lr if file.lr is not None else 0.01,
+                _evaluation_lr(file),
                 held_out,
                 network,
                 recipe,
@@ -337,6 +340,13 @@ def evaluate(args: Sequence[str]) -> None:
             )
         points.append(EvaluationPoint(file.step, network.name, result.accuracies, result.seconds, result.validations))
     show(evaluation_table(Path(config.file), len(file.images), len(images), points))
+
+
+def _evaluation_lr(file: SyntheticFile) -> float:
+    """Return the rate that was learned with a set, or else the one that its run's own evaluations had."""
+    if file.lr is not None:
+        return file.lr
+    return float(file.config.get("model", {}).get("student_lr", DEFAULT_EVALUATION_LR))
 
 
 def _ready(data: DistillationDataModule | None) -> DistillationDataModule:

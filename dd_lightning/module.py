@@ -437,6 +437,7 @@ class DistillationModule(LightningModule):
         space = self.synthetic_set.space
         checkpoint["distillation"] = {
             "seed": self.seed,
+            "method": self._method,
             "pool": self.pool.state_dict(),
             "objective": self.objective.state_dict(),
             "formation": (self.formation.factor, self.formation.kind),
@@ -452,12 +453,20 @@ class DistillationModule(LightningModule):
         state = checkpoint.get("distillation")
         if state is None:
             raise InputError("the checkpoint holds no distillation run; give one that DistillationModule wrote")
+        method = tuple(state.get("method", self._method))
+        if method != self._method and self.synthetic is not None:
+            theirs, ours = " on ".join(method), " on ".join(self._method)
+            raise InputError(
+                f"the checkpoint's run has {theirs}, but the configuration has {ours}; resume with the configuration "
+                "that the run was started with"
+            )
         if state["seed"] != self.seed and self.synthetic is not None:
             rank_zero_warn(f"seed is {self.seed}, but the checkpoint's run has {state['seed']}: going on with that one")
         self.seed = state["seed"]
         self._clusters_due = False
-        self.pool.load_state_dict(state["pool"])
-        self.objective.load_state_dict(state.get("objective", {}))
+        if method == self._method:  # load_from_checkpoint need not be told the method to give the images
+            self.pool.load_state_dict(state["pool"])
+            self.objective.load_state_dict(state.get("objective", {}))
         formation, pixels_to = Formation(*state.get("formation", (1, "single"))), state.get("pixels_to")
         due = state["refresh_due"]
         self._refresh_due = None if due is None else (tuple(due[0]), [tuple(key) for key in due[1]])
@@ -488,6 +497,10 @@ class DistillationModule(LightningModule):
                 f"labels is {self.label_kind!r}, but the checkpoint's run has the other kind; resume with the "
                 "configuration that the run was started with"
             )
+
+    @property
+    def _method(self) -> tuple[str, str]:
+        return type(self.objective).__name__, type(self.pool).__name__
 
     # Logging
 

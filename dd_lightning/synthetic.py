@@ -101,13 +101,14 @@ def class_labels(num_classes: int, ipc: int) -> Tensor:
 
 
 def check_initial(real: RealSet, ipc: int, init: Initialisation, formation: Formation) -> None:
-    """Check that there are real images enough for S_0.
+    """Check that images can be cut as the formation says, and that there are real ones enough for S_0.
 
     Raises:
-        InputError: If ``ipc`` is below 1, or the smallest class has too few images.
+        InputError: If ``ipc`` is below 1, the factor exceeds the image, or the smallest class has too few images.
     """
     if ipc < 1:
         raise InputError(f"ipc is {ipc}; it must be at least 1 image per class")
+    formation.check_size(*real.image_shape[-2:])
     tiles, smallest = _tiles(ipc, init, formation), min(real.class_counts)
     if tiles > smallest:
         what = f"ipc {ipc} with factor {formation.factor} starts from {tiles} real images per class"
@@ -140,7 +141,7 @@ def initial_images(
         features: For ``"kmeans"``: gives the features to cluster by.
 
     Raises:
-        InputError: If ``ipc`` is below 1, or the smallest class has too few images.
+        InputError: If ``ipc`` is below 1, the factor exceeds the image, or the smallest class has too few images.
     """
     check_initial(real, ipc, init, formation)
     if init == "noise":

@@ -20,13 +20,15 @@ from dd_lightning.cli import main
 from dd_lightning.data import DatasetDataModule
 from dd_lightning.formats import load_synthetic
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import TrajectoryMatching
-from dd_lightning.pools import TrajectoryPool
-from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.objectives import GradientMatching, TrajectoryMatching
+from dd_lightning.pools import NetworkPool, TrajectoryPool
+from dd_lightning.recipes import ExpertRecipe, NetworkRecipe
 
 NETWORK, CLASSES, SHAPE = "ConvNet-1-W4", 3, (1, 8, 8)
 EXPERTS, EPOCHS = 4, 3
 RECIPE = ExpertRecipe(lr=0.05, batch_size=30)
+# 90 images are six batches, the last one of 10; 40 images are three
+LIVE_RECIPE = NetworkRecipe(lr=0.05, batch_size=16, images_per_update=40)
 
 
 def dataset(count: int, seed: int) -> TensorDataset:
@@ -60,6 +62,24 @@ def module(
         "image_lr": 10.0,
         "student_lr": 0.05,
         "student_lr_lr": 1e-3,
+        "seed": 5,
+    }
+    return DistillationModule(**(settings | options))
+
+
+def network_pool(**options: Any) -> NetworkPool:  # noqa: ANN401
+    settings: dict[str, Any] = {"age_limit": 3, "recipe": LIVE_RECIPE}
+    return NetworkPool(**(settings | options))
+
+
+def network_module(pool_options: dict[str, Any] | None = None, **options: Any) -> DistillationModule:  # noqa: ANN401
+    """Like ``module``, on live networks."""
+    settings: dict[str, Any] = {
+        "objective": GradientMatching(batch_real=8),
+        "pool": network_pool(**(pool_options or {})),
+        "network": NETWORK,
+        "ipc": 2,
+        "image_lr": 0.1,
         "seed": 5,
     }
     return DistillationModule(**(settings | options))
@@ -101,6 +121,7 @@ def fit(
     *callbacks: Callback,
     steps: int = 6,
     ckpt_path: Path | None = None,
+    datamodule: DatasetDataModule | None = None,
     **options: Any,  # noqa: ANN401
 ) -> Trainer:
     """Run a distillation and return its Trainer."""
@@ -109,7 +130,7 @@ def fit(
         # Resumed runs write beside the checkpoint they come from; skipped steps return None.
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", ".training_step. returned .None.")
-        runner.fit(distilled, datamodule=data(), ckpt_path=ckpt_path, weights_only=True)
+        runner.fit(distilled, datamodule=datamodule or data(), ckpt_path=ckpt_path, weights_only=True)
     return runner
 
 
@@ -174,6 +195,33 @@ def command_line(folder: Path, store: Path) -> list[str]:
     return ["--config", str(path)]
 
 
+def network_command_line(folder: Path) -> list[str]:
+    """Like ``command_line``, on live networks, with tiles stored as pixels."""
+    path = folder / "networks.yaml"
+    recipe = {"lr": 0.05, "batch_size": 64, "images_per_update": 64}
+    config = {
+        "seed_everything": 3,
+        "name": "networks",
+        "runs": str(folder / "runs"),
+        "model": {
+            "network": NETWORK,
+            "factor": 2,
+            "image_space": "pixels",
+            "image_lr": 0.02,
+            "inner_loop": 2,
+            "clamp": True,
+            "objective": {"class_path": "GradientMatching", "init_args": {"batch_real": 8}},
+            "pool": {"class_path": "NetworkPool", "init_args": {"age_limit": 2, "recipe": recipe}},
+        },
+        "data": {"class_path": "DigitsDataModule"},
+        "evaluation": {"every_n_steps": 4, "epochs": 2, "num_networks": 2},
+        "checkpoint": {"every_n_train_steps": 2},
+        "trainer": {"accelerator": "cpu", "max_steps": 3, "log_every_n_steps": 1, "enable_progress_bar": False},
+    }
+    path.write_text(yaml.safe_dump(config))
+    return ["--config", str(path)]
+
+
 @dataclass
 class Cli:
     """Runs commands in this process, and keeps what they printed."""
@@ -193,6 +241,10 @@ class Cli:
     def fit(self, *options: str, before: tuple[str, ...] = ()) -> None:
         """Run the small configuration, with options after it, or before it."""
         self("fit", *before, *command_line(self.folder, self.store), *options)
+
+    def fit_networks(self, *options: str) -> None:
+        """Run the small configuration on live networks, with options after it."""
+        self("fit", *network_command_line(self.folder), *options)
 
     def kill(self, after_step: int, *options: str) -> None:
         """Run it until it is killed."""
@@ -216,14 +268,17 @@ class Cli:
     def fit_refused(self, *options: str, status: int = 1) -> str:
         return self.refused("fit", *command_line(self.folder, self.store), *options, status=status)
 
+    def networks_refused(self, *options: str, status: int = 1) -> str:
+        return self.refused("fit", *network_command_line(self.folder), *options, status=status)
+
     def version(self, number: int = 0, name: str = "small") -> Path:
         """Return the folder of a run."""
         return self.folder / "runs" / name / f"version_{number}"
 
     def learned(self, number: int = 0, name: str = "small") -> tuple[Tensor, ...]:
-        """Return the images and the student's learning rate that a run wrote."""
+        """Return the images that a run wrote, and the student's learning rate if it learned one."""
         file = load_synthetic(self.version(number, name) / "synthetic.safetensors")
-        return file.images, torch.tensor(file.lr)
+        return (file.images,) if file.lr is None else (file.images, torch.tensor(file.lr))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

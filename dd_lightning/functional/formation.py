@@ -59,6 +59,18 @@ class Formation:
         """Decoded images for each stored one: f^2 for ``single``, 1 + 4 + ... + f^2 for ``multi``."""
         return sum(factor**2 for factor in self.factors)
 
+    def check_size(self, height: int, width: int) -> None:
+        """Check that images of a size can be cut.
+
+        Raises:
+            InputError: If the factor exceeds the height or the width.
+        """
+        if self.factor > min(height, width):
+            raise InputError(
+                f"formation factor={self.factor} cuts images of {height} x {width} pixels into tiles smaller than a "
+                f"pixel: it can be at most {min(height, width)}"
+            )
+
 
 def decode(images: Tensor, formation: Formation, pad: float = 0.0) -> Tensor:
     """Cut stored images into tiles, and enlarge every tile to the size of an image.
@@ -157,12 +169,7 @@ def pack(images: Tensor, formation: Formation) -> Tensor:
 def _check_size(images: Tensor, formation: Formation) -> None:
     if images.ndim != 4:
         raise InputError(f"formation of a tensor of shape {tuple(images.shape)}: it takes images of [n, ch, H, W]")
-    height, width = images.shape[-2:]
-    if formation.factor > min(height, width):
-        raise InputError(
-            f"formation factor={formation.factor} cuts images of {height} x {width} pixels into tiles smaller than a "
-            f"pixel: it can be at most {min(height, width)}"
-        )
+    formation.check_size(*images.shape[-2:])
 
 
 def _tile_size(height: int, width: int, factor: int) -> tuple[int, int]:

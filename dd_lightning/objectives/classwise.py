@@ -132,7 +132,7 @@ class ClasswiseMatching(MatchingObjective):
         return NetworkPool()
 
     def check(self, network: FunctionalNetwork, real: RealSet) -> None:
-        """Check that every class has a batch of real images."""
+        """Check that every class has a batch of real images, and that there are features to choose them by."""
         smallest = min(real.class_counts)
         if self.batch_real > smallest:
             what = "k-means would have more clusters than images" if self.representatives else "no image is used twice"
@@ -140,6 +140,8 @@ class ClasswiseMatching(MatchingObjective):
                 f"batch_real is {self.batch_real}, but class {real.class_counts.index(smallest)}, the smallest, has "
                 f"{smallest} images ({what}); lower objective.batch_real"
             )
+        if self.representatives is not None:
+            network.check_features()
 
     def draw(
         self,

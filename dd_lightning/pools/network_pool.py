@@ -182,13 +182,12 @@ class NetworkPool(CandidatePool):
         network, real, device = self._ready.network, self._ready.real, self._ready.device
         initial = step_generator(seed, births, f"network-{index}/initial").initial_seed()
         member = _Member(network.initial(initial).to(device), None, 0, limit, births)
-        draws = step_generator(seed, births, f"network-{index}/pretrain")
-        batches = [
-            rows for _ in range(self.pretrain_epochs) for rows in real.shuffled_batches(self.recipe.batch_size, draws)
-        ]
-        shown = bool(batches) and self._ready.progress_bar
-        with epoch_bar(f"pretraining network {index + 1} of {self.size}", len(batches), shown) as on_step:
-            self._train(member, ((rows, draws) for rows in batches), on_step)
+        draws, size = step_generator(seed, births, f"network-{index}/pretrain"), self.recipe.batch_size
+        batches = ((rows, draws) for _ in range(self.pretrain_epochs) for rows in real.shuffled_batches(size, draws))
+        shown = self.pretrain_epochs > 0 and self._ready.progress_bar
+        steps = self.pretrain_epochs * -(-len(real) // size)
+        with epoch_bar(f"pretraining network {index + 1} of {self.size}", steps, shown) as on_step:
+            self._train(member, batches, on_step)
         return member
 
     def _next_batches(self, seed: int) -> Iterator[tuple[Tensor, torch.Generator]]:
