@@ -59,13 +59,16 @@ def write_cifar10(root: Path, images_per_class: int, seed: int = 0) -> None:
     _write_pickle(folder / "batches.meta", meta)
 
 
-def write_cifar100(root: Path, images_per_class: int, seed: int = 0) -> None:
-    """Write ``cifar-100-python`` below ``root``: ``images_per_class`` training and as many test images."""
+def write_cifar100(root: Path, images_per_class: int, seed: int = 0, num_classes: int = 100) -> None:
+    """Write ``cifar-100-python`` below ``root``: ``images_per_class`` training and as many test images.
+
+    With ``num_classes`` below 100, only the first ones are in the files.
+    """
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
     group_of = {name: group for group, names in enumerate(CIFAR100_GROUPS.values()) for name in names.split()}
     for split in ("train", "test"):
-        images, labels = _draw(100, images_per_class, seed, split)
+        images, labels = _draw(num_classes, images_per_class, seed, split)
         content = {
             "filenames": _filenames([CIFAR100_NAMES[label] for label in labels.tolist()]),
             "batch_label": f"{split}ing batch 1 of 1",
@@ -74,7 +77,7 @@ def write_cifar100(root: Path, images_per_class: int, seed: int = 0) -> None:
             "data": _rows(images),
         }
         _write_pickle(folder / split, content)
-    meta = {"fine_label_names": CIFAR100_NAMES, "coarse_label_names": list(CIFAR100_GROUPS)}
+    meta = {"fine_label_names": CIFAR100_NAMES[:num_classes], "coarse_label_names": list(CIFAR100_GROUPS)}
     _write_pickle(folder / "meta", meta)
 
 
@@ -118,7 +121,7 @@ def main() -> None:
     """Write both data sets into the folder that is named on the command line."""
     parser = argparse.ArgumentParser(description="Write generated images in the formats of CIFAR-10 and CIFAR-100.")
     parser.add_argument("root", type=Path, help="Folder to write into; configs/smoke_cifar.yaml reads out/generated.")
-    parser.add_argument("--images_per_class", type=int, default=4, help="Images per class, training and test each.")
+    parser.add_argument("--images_per_class", type=int, default=8, help="Images per class, training and test each.")
     given = parser.parse_args()
     try:
         write_cifar10(given.root, given.images_per_class)

@@ -1,6 +1,6 @@
 """Every file under configs/ does what it says, in miniature, and the published ones hold the published numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,24 +8,45 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 import dd_lightning.module
 from dd_lightning.cli import DistillationCLI, main
 from dd_lightning.formats import ExpertStore
+from dd_lightning.functional.formation import Formation
+from dd_lightning.functional.policies import AugmentationPolicy
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import TrajectoryMatching
-from dd_lightning.pools import TrajectoryPool
+from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
+from dd_lightning.pools import NetworkPool, TrajectoryPool
+from dd_lightning.recipes import NetworkRecipe
 from dd_lightning.synthetic import initial_images
 from tests.generated_cifar import write_cifar10, write_cifar100
+from tests.generated_mnist import write_mnist
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.glob("**/*.yaml"))}
-OVERLAYS = {"dynadistill", "smoke", "smoke_cifar"}
+OVERLAYS = {"dynadistill", "smoke", "smoke_trajectories", "smoke_networks", "smoke_cifar", "smoke_mnist"}
 PLAIN: dict[str, dict[str, Any]] = {name: yaml.safe_load(path.read_text()) for name, path in FILES.items()}
 EXPERTS = [name for name, plain in PLAIN.items() if {"path", "epochs", "data"} <= set(plain)]
 FITS = [name for name, plain in PLAIN.items() if {"model", "data", "trainer"} <= set(plain)]
+STORES = {  # of the configurations that learn from stored trajectories
+    name: pool["init_args"]["path"]
+    for name in FITS
+    if (pool := PLAIN[name]["model"]["pool"])["class_path"] == "TrajectoryPool"
+}
+METHODS = sorted({name.split("/")[0]: name for name in reversed(FITS)}.values())  # one configuration of each
+HUNDRED_CLASSES = [name for name in FITS if name.endswith("/cifar100_ipc10")]
+"""The plain miniatures of these have all of CIFAR-100's classes, the others a few, which takes a tenth of the time."""
 SMOKE_STEPS = 3
+SMOKE_OF_POOL = {"TrajectoryPool": ["smoke_trajectories"], "NetworkPool": ["smoke_networks"]}
+SMOKE_OF_DATA = {
+    "DigitsDataModule": [],
+    "CIFAR10DataModule": ["smoke_cifar"],
+    "CIFAR100DataModule": ["smoke_cifar"],
+    "MNISTDataModule": ["smoke_mnist"],
+    "FashionMNISTDataModule": ["smoke_mnist"],
+}
 
 # Lightning 2.6's use of jsonargparse 4; DeprecationWarnings that the command line's users never see
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -54,11 +75,50 @@ PUBLISHED = {
 }
 
 
+class PublishedLive(NamedTuple):
+    """What differs between the runs of IDC (misc/reproduce.py, argument.py) and of DREAM+ (condense_improve.py)."""
+
+    image_lr: float
+    batch: int
+    init: str
+    interval: int | None
+    pretrain_epochs: int
+
+
+PUBLISHED_LIVE = {
+    "idc/cifar10_ipc1": PublishedLive(5e-4, 64, "real", None, 0),
+    "idc/cifar10_ipc10": PublishedLive(5e-3, 64, "real", None, 0),
+    "idc/cifar10_ipc50": PublishedLive(2.5e-2, 64, "real", None, 0),
+    "idc/cifar100_ipc1": PublishedLive(5e-4, 64, "real", None, 0),
+    "idc/cifar100_ipc10": PublishedLive(5e-3, 64, "real", None, 0),
+    "idc/cifar100_ipc50": PublishedLive(2.5e-2, 64, "real", None, 0),
+    "dream_plus/cifar10_ipc1": PublishedLive(5e-4, 128, "kmeans", 10, 1),
+    "dream_plus/cifar10_ipc10": PublishedLive(5e-3, 128, "kmeans", 10, 1),
+    "dream_plus/cifar10_ipc50": PublishedLive(2.5e-2, 128, "kmeans", 10, 1),
+    "dream_plus/cifar100_ipc1": PublishedLive(5e-4, 128, "kmeans", 10, 1),
+    "dream_plus/cifar100_ipc10": PublishedLive(5e-3, 128, "kmeans", 10, 1),
+    "dream_plus/cifar100_ipc50": PublishedLive(2.5e-2, 128, "kmeans", 10, 1),
+}
+
+
+TILES = 2 * 2**2
+"""Real images per class that the miniatures need: 2 stored images with factor 2 start from so many."""
+
+
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("generated")
-    write_cifar10(root, images_per_class=2)
-    write_cifar100(root, images_per_class=2)
+    write_cifar10(root, TILES)
+    write_cifar100(root, TILES, num_classes=12)
+    for folder in ("MNIST", "FashionMNIST"):
+        write_mnist(root, folder, TILES)
+    return root
+
+
+@pytest.fixture(scope="module")
+def hundred_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hundred_classes")
+    write_cifar100(root, TILES)
     return root
 
 
@@ -72,20 +132,45 @@ def folder(tmp_path: Path, generated: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-Fit = Callable[..., DistillationCLI]
+class Ran(NamedTuple):
+    """What ``dd-lightning fit`` has built, and the images that it began with."""
+
+    cli: DistillationCLI
+    initial: Tensor
+
+
+Fit = Callable[..., Ran]
 
 
 @pytest.fixture
 def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
-    """``dd-lightning fit`` in this process; returns what it built."""
+    """``dd-lightning fit`` in this process."""
 
-    def run(*names: str, flags: tuple[str, ...] = ()) -> DistillationCLI:
+    def run(*names: str, flags: Sequence[str] = ()) -> Ran:
         done: list[DistillationCLI] = []
+        initial: list[Tensor] = []
         with monkeypatch.context() as patch:
             patch.setattr(DistillationCLI, "after_fit", lambda cli: done.append(cli))
+            patch.setattr(
+                DistillationModule, "on_train_start", lambda module: initial.append(module.synthetic_set.images.clone())
+            )
             main(["fit", *_config_flags(*names), "--trainer.enable_progress_bar=false", *flags])
-        assert len(done) == 1
-        return done[0]
+        assert (len(done), len(initial)) == (1, 1)
+        return Ran(done[0], initial[0].detach())
+
+    return run
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DistillationCLI]:
+    """What ``dd-lightning fit`` builds of a configuration, without running it."""
+
+    def run(name: str) -> DistillationCLI:
+        built: list[DistillationCLI] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(DistillationCLI, "_run_subcommand", lambda cli, subcommand: built.append(cli))
+            main(["fit", *_config_flags(name)])
+        return built[0]
 
     return run
 
@@ -95,29 +180,42 @@ def test_every_file_is_of_one_kind() -> None:
     assert len(EXPERTS) >= 3
     kinds = [*FITS, *EXPERTS, *OVERLAYS]
     assert sorted(kinds) == sorted(FILES)
-    assert {"quickstart", *PUBLISHED} <= set(FITS)
+    assert {"quickstart", *PUBLISHED, *PUBLISHED_LIVE} <= set(FITS)
     assert {"experts/digits", "experts/cifar10", "experts/cifar100"} <= set(EXPERTS)
 
 
 @pytest.mark.parametrize("dynadistill", [False, True], ids=["plain", "dynadistill"])
 @pytest.mark.parametrize("name", FITS)
-def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path) -> None:
-    cli = fit(name, *(["dynadistill"] if dynadistill else []), *_smoke(name))
+def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hundred_classes: Path) -> None:
+    # the published 100 inner iterations would end beyond the run
+    outer = ["--model.inner_loop", str(SMOKE_STEPS)] if PLAIN[name]["model"].get("inner_loop") else []
+    hundred = name in HUNDRED_CLASSES and not dynadistill
+    root = ["--data.init_args.root", str(hundred_classes)] if hundred else []
+    cli, initial = fit(name, *(["dynadistill"] if dynadistill else []), *_smoke(name), flags=[*outer, *root])
 
-    module = cli.model
+    module, data, config = cli.model, cli.datamodule, cli.config.fit
     assert isinstance(module, DistillationModule)
-    classes = 100 if "cifar100" in name else 10
     images = module.synthetic_set.images.detach()
-    assert images.shape == (2 * classes, 1, 8, 8) if name == "quickstart" else (2 * classes, 3, 32, 32)
-    initial = initial_images(module.real, 2, "real", step_generator(0, 0, "initial"))
+    assert images.shape == (2 * data.num_classes, *data.image_shape)
+    assert (data.num_classes == 100) == hundred
     assert torch.isfinite(images).all()
     assert ((images - initial).abs().flatten(1).amax(1) > 0).sum() > 0.9 * len(images)
+    if module.init_kind == "real":
+        drawn = initial_images(module.real, 2, "real", step_generator(0, 0, "initial"), module.formation)
+        assert torch.equal(initial, data.space.decode(drawn) if module.image_space == "pixels" else drawn)
     assert module.trainer.global_step == SMOKE_STEPS
 
-    assert isinstance(module.pool, TrajectoryPool)
     selects = dynadistill or "selection" in PLAIN[name]
-    assert len(module.pool.store.ids()) == (10 if dynadistill else 3)
-    assert module.candidate_evaluations == SMOKE_STEPS * (3 if selects else 1)
+    if isinstance(module.pool, TrajectoryPool):
+        assert len(module.pool.store.ids()) == (10 if dynadistill else 3)
+    else:
+        assert isinstance(module.pool, NetworkPool)
+        asked = config.selection.init_args.pool_size if selects else None
+        size = max(config.model.pool.init_args.num_networks, asked or 0)
+        assert module.pool.size == len(module.pool.state_dict()["thetas"]) == size
+        assert size >= 10 if dynadistill else size >= 1
+    candidates = config.selection.init_args.num_candidates if selects else 1
+    assert module.candidate_evaluations == SMOKE_STEPS * candidates
 
     version = folder / "out" / "smoke_runs" / PLAIN[name]["name"] / "version_0"
     assert Path(module.trainer.log_dir or "").resolve() == version.resolve()
@@ -126,17 +224,22 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path) -> 
     assert [step for step, _ in curve] == [0, SMOKE_STEPS]
     assert all(0 <= accuracy <= 1 for _, accuracy in curve)
     assert [step for step, _ in scalars["distill/loss"]] == [0, 1, 2]
+    assert bool(outer) == any(tag.startswith("outer/") for tag in scalars)
+    if outer:
+        assert scalars["outer/eval/ConvNet-1-W4/accuracy"] == [(0, curve[0][1]), (1, curve[1][1])]
+        assert scalars["outer/loss"] == scalars["distill/loss"][:1]
     selection = sorted(tag for tag in scalars if tag.startswith("selection/"))
     assert bool(selection) == selects
     if selects:
-        assert [f"selection/loss_{i}" in selection for i in range(4)] == [True, True, True, False]
+        losses = [tag for tag in selection if tag.startswith("selection/loss_") and tag[-1].isdigit()]
+        assert losses == [f"selection/loss_{i}" for i in range(3 if dynadistill else candidates)]
     assert sorted(path.name for path in folder.iterdir()) == ["out"]  # nothing beside it: no real run is touched
 
 
 def test_order_of_overlay_does_not_matter(fit: Fit) -> None:
     name, smoke = "mtt/cifar10_ipc50", _smoke("mtt/cifar10_ipc50")
-    first = fit("dynadistill", name, *smoke)
-    last = fit(name, *smoke, "dynadistill")
+    first = fit("dynadistill", name, *smoke).cli
+    last = fit(name, *smoke, "dynadistill").cli
     assert torch.equal(first.model.synthetic_set.images, last.model.synthetic_set.images)
     assert first.config_dump == last.config_dump
     assert first.config_dump["selection"]["init_args"]["num_candidates"] == 3
@@ -147,11 +250,8 @@ def test_every_fit_config_of_mtt_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[DistillationCLI] = []
-    monkeypatch.setattr(DistillationCLI, "_run_subcommand", lambda cli, subcommand: built.append(cli))
-    main(["fit", *_config_flags(name)])
-    (cli,) = built
+def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -> None:
+    cli = build(name)
     module, data, row = cli.model, cli.datamodule, PUBLISHED[name]
     dataset, ipc = name.removeprefix("mtt/").split("_ipc")
 
@@ -186,9 +286,68 @@ def test_published_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (evaluation.num_networks, evaluation.recipe, evaluation.epochs, evaluation.split) == (5, "mtt", None, "test")
 
 
-def test_dynadistill_is_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
-    resolved = _resolved("fit", capsys, "mtt/cifar10_ipc1", "dynadistill")
-    plain = _resolved("fit", capsys, "mtt/cifar10_ipc1")
+def test_every_cifar_config_of_idc_and_dream_plus_is_in_the_table() -> None:
+    assert sorted(PUBLISHED_LIVE) == [name for name in FITS if name.startswith(("idc/cifar", "dream_plus/cifar"))]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_LIVE)
+def test_published_numbers_of_live_networks(name: str, build: Callable[[str], DistillationCLI]) -> None:
+    cli = build(name)
+    module, data, row = cli.model, cli.datamodule, PUBLISHED_LIVE[name]
+    method, cell = name.split("/")
+    dataset, ipc = cell.split("_ipc")
+
+    assert isinstance(module, DistillationModule)
+    objective, pool = module.objective, module.pool
+    assert type(objective) is {"idc": GradientMatching, "dream_plus": BidirectionalMatching}[method]
+    assert isinstance(objective, GradientMatching)
+    assert isinstance(pool, NetworkPool)
+    representatives = objective.representatives
+    assert row == PublishedLive(
+        module.image_lr,
+        objective.batch_real,
+        module.init_kind,
+        None if representatives is None else representatives.interval,
+        pool.pretrain_epochs,
+    )
+    assert row.image_lr == pytest.approx(5e-3 * int(ipc) / 10, rel=1e-12)
+    assert (data.name, module.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
+    assert (module.formation, module.effective_ipc) == (Formation(2, "single"), 4 * int(ipc))
+    assert (module.image_space, module.image_steps, module.momentum) == ("pixels", "per_class", 0.5)
+    assert (module.inner_loop, module.clamp, module.label_kind, module.seed) == (100, True, "hard", 0)
+    assert (objective.metric, objective.include_classifier, objective.include_bias) == ("mse", False, False)
+    assert objective.batch_syn == 128
+    assert objective.augmentation == AugmentationPolicy("color_crop_cutout", "idc")
+    if isinstance(objective, BidirectionalMatching):
+        assert objective.alpha == 1
+        assert representatives is not None
+        assert (representatives.size, representatives.per_cluster) == (128, 1)
+    assert (pool.size, pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
+    assert pool.recipe == NetworkRecipe(
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        batch_size=row.batch,
+        images_per_update=2000,
+        augmentation="color_crop",
+        policy="idc",
+        cutmix=0.5,
+    )
+    assert pool.recipe.steps_per_update * row.batch == 2048
+    assert (data.color_space, data.val_fraction, data.verify, data.download) == ("normalized", 0.0, True, True)
+    assert data.channel_stats == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert cli.trainer.max_steps == 400 * 100
+    config = cli.config.fit
+    assert (config.seed_everything, config.name, config.selection) == (0, name.replace("/", "_"), None)
+    evaluation = config.evaluation.init_args
+    assert evaluation.every_n_steps == 40 * 100
+    assert (evaluation.num_networks, evaluation.recipe, evaluation.epochs, evaluation.split) == (5, "idc", None, "test")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "selection" not in PLAIN[name]])
+def test_dynadistill_is_the_papers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    resolved = _resolved("fit", capsys, name, "dynadistill")
+    plain = _resolved("fit", capsys, name)
     expected = {"num_candidates": 3, "temperature": 0.5, "pool_size": 10, "every_n_steps": 1}
     assert resolved.pop("selection")["init_args"] == {**expected, "favor": "high_loss", "normalize": "none"}
     assert plain.pop("selection") is None
@@ -198,7 +357,7 @@ def test_dynadistill_is_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", EXPERTS)
 def test_expert_config_makes_the_stores_that_fits_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     experts = _resolved("experts", capsys, name)
-    users = [user for user in FITS if PLAIN[user]["model"]["pool"]["init_args"]["path"] == experts["path"]]
+    users = [user for user, path in STORES.items() if path == experts["path"]]
     assert users
     for user in users:
         fitted = _resolved("fit", capsys, user)
@@ -215,7 +374,7 @@ def test_expert_config_makes_the_stores_that_fits_read(name: str, capsys: pytest
 def test_every_store_has_an_expert_config() -> None:
     made = [PLAIN[name]["path"] for name in EXPERTS]
     assert len(set(made)) == len(made)
-    assert {PLAIN[name]["model"]["pool"]["init_args"]["path"] for name in FITS} == set(made)
+    assert set(STORES.values()) == set(made)
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -233,7 +392,7 @@ def test_miniature_experts(name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["quickstart", "mtt/cifar10_ipc1", "mtt/cifar10_ipc50"])
 def test_experts_that_are_there_are_used(name: str, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = PLAIN[name]["model"]["pool"]["init_args"]["path"]
+    path = STORES[name]
     (experts,) = [maker for maker in EXPERTS if PLAIN[maker]["path"] == path]
     main(["experts", *_config_flags(experts), *_miniature_experts(experts, num_experts=3)])
     files = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in Path(path).iterdir()}
@@ -243,7 +402,7 @@ def test_experts_that_are_there_are_used(name: str, fit: Fit, monkeypatch: pytes
         raise AssertionError("experts were trained again")
 
     monkeypatch.setattr(dd_lightning.module, "train_experts", refuse)
-    cli = fit(name, *_smoke(name), flags=("--model.pool.init_args.path", path))
+    cli, _ = fit(name, *_smoke(name), flags=["--model.pool.init_args.path", path])
     assert cli.trainer.global_step == SMOKE_STEPS
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in Path(path).iterdir()} == files
 
@@ -261,13 +420,18 @@ def _config_flags(*names: str) -> list[str]:
 
 
 def _smoke(name: str) -> list[str]:
-    return ["smoke", "smoke_cifar"] if "CIFAR" in PLAIN[name]["data"]["class_path"] else ["smoke"]
+    """Return the overlays that make a configuration a miniature."""
+    model, data = PLAIN[name]["model"], PLAIN[name]["data"]
+    return ["smoke", *SMOKE_OF_POOL[model["pool"]["class_path"]], *SMOKE_OF_DATA[data["class_path"]]]
 
 
 def _miniature_experts(name: str, num_experts: int) -> list[str]:
-    """Flags that make experts such as configs/smoke.yaml uses."""
+    """Flags that make experts such as configs/smoke_trajectories.yaml uses."""
     flags = ["--network", "ConvNet-1-W4", "--num_experts", str(num_experts), "--epochs", "2", "--device", "cpu"]
-    flags += ["--recipe.batch_size", str(PLAIN["smoke"]["model"]["pool"]["init_args"]["recipe"]["batch_size"])]
+    flags += [
+        "--recipe.batch_size",
+        str(PLAIN["smoke_trajectories"]["model"]["pool"]["init_args"]["recipe"]["batch_size"]),
+    ]
     if "CIFAR" in PLAIN[name]["data"]["class_path"]:
         flags += [
             f"--data.init_args.{option}={value}" for option, value in PLAIN["smoke_cifar"]["data"]["init_args"].items()

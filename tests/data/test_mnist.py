@@ -1,31 +1,12 @@
-import struct
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from dd_lightning.data import FashionMNISTDataModule, MNISTDataModule
 from dd_lightning.functional.errors import InputError
 from tests.data.real_data import real_root
-
-
-def write_idx(path: Path, values: Tensor) -> None:
-    """Write unsigned bytes in the idx format: type 8, the number of dimensions, their sizes, the bytes."""
-    sizes = struct.pack(f">{values.ndim}I", *values.shape)
-    path.write_bytes(bytes([0, 0, 8, values.ndim]) + sizes + values.to(torch.uint8).numpy().tobytes())
-
-
-def write_mnist(root: Path, folder: str, images_per_class: int) -> dict[str, Tensor]:
-    raw = root / folder / "raw"
-    raw.mkdir(parents=True)
-    images = {}
-    for number, split in enumerate(("train", "t10k")):
-        generator = torch.Generator().manual_seed(number)
-        images[split] = torch.randint(0, 256, (10 * images_per_class, 28, 28), generator=generator)
-        write_idx(raw / f"{split}-images-idx3-ubyte", images[split])
-        write_idx(raw / f"{split}-labels-idx1-ubyte", torch.arange(10).repeat(images_per_class))
-    return images
+from tests.generated_mnist import write_mnist
 
 
 @pytest.mark.parametrize(
