@@ -16,7 +16,12 @@ from dd_lightning.evaluation import EvaluationRecipe, evaluate_synthetic_set
 from dd_lightning.formats import load_synthetic, save_synthetic
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
+from dd_lightning.objectives import (
+    BidirectionalMatching,
+    DistributionMatching,
+    GradientMatching,
+    TrajectoryMatching,
+)
 from dd_lightning.pools import NetworkPool, TrajectoryPool
 from dd_lightning.recipes import ExpertRecipe, NetworkRecipe
 from dd_lightning.version import __version__
@@ -29,6 +34,7 @@ __all__ = [
     "DigitsDataModule",
     "DistillationDataModule",
     "DistillationModule",
+    "DistributionMatching",
     "EvalCallback",
     "EvaluationRecipe",
     "ExpertRecipe",

@@ -125,6 +125,11 @@ class DistillationModule(LightningModule):
                 f"{type(self.pool).__name__} gives {self.pool.gives.__name__}; use "
                 f"{type(self.objective.default_pool()).__name__}"
             )
+        if label_lr > 0 and not self.objective.learns_labels:
+            raise InputError(
+                f"label_lr is {label_lr:g}, but {type(self.objective).__name__} has no gradient by the labels; set "
+                "label_lr: 0, which keeps them fixed"
+            )
         self.network_spec = network
         self.ipc = ipc
         self.formation = Formation(factor, formation)

@@ -8,10 +8,18 @@ from pkgutil import iter_modules
 
 from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
 from dd_lightning.objectives.bidirectional_matching import BidirectionalMatching
+from dd_lightning.objectives.distribution_matching import DistributionMatching
 from dd_lightning.objectives.gradient_matching import GradientMatching
 from dd_lightning.objectives.trajectory_matching import TrajectoryMatching
 
 for _file in iter_modules(__path__):
     import_module(f"{__name__}.{_file.name}")
 
-__all__ = ["BidirectionalMatching", "GradientMatching", "MatchingObjective", "ScoredCandidate", "TrajectoryMatching"]
+__all__ = [
+    "BidirectionalMatching",
+    "DistributionMatching",
+    "GradientMatching",
+    "MatchingObjective",
+    "ScoredCandidate",
+    "TrajectoryMatching",
+]

@@ -45,6 +45,9 @@ class MatchingObjective(ABC):
     uses_student_lr: ClassVar[bool] = False
     """Whether the student's learning rate enters the loss, and so can be learned."""
 
+    learns_labels: ClassVar[bool] = False
+    """Whether the loss has a gradient by soft labels."""
+
     @staticmethod
     @abstractmethod
     def default_pool() -> CandidatePool:

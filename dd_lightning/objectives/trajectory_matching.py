@@ -47,6 +47,7 @@ class TrajectoryMatching(MatchingObjective):
 
     candidates: ClassVar[type[Candidate]] = TrajectorySegment
     uses_student_lr: ClassVar[bool] = True
+    learns_labels: ClassVar[bool] = True
 
     def __init__(
         self,

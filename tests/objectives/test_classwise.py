@@ -344,7 +344,7 @@ def test_a_gradient_costs_one_pass_of_synthetic_images_and_none_of_real_ones(
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    case = problem(make(), name, Formation(2), pixels=True)
+    case = problem(make(batch_syn=7), name, Formation(2), pixels=True)  # 7 of 8 decoded images, 5 real ones
     draw = case.draw()
     calls = Calls(case.objective, monkeypatch)
 
