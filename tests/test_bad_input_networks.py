@@ -51,6 +51,7 @@ NO_FEATURES = "--model.network tests.test_bad_input_networks:no_features"
         ),
         ("--model.objective.augmentation blur", r"blur"),
         ("--model.objective BidirectionalMatching --model.objective.alpha -1", r"alpha is -1\.0; .* at least 0"),
+        ("--model.label_lr 0.1", r"label_lr is 0\.1, but GradientMatching has no gradient by the labels"),
         (
             f"{NO_FEATURES} --model.objective BidirectionalMatching",
             r"has no features: name its last layer 'classifier'",

@@ -461,3 +461,9 @@ def test_candidates_in_effect_are_told_once_with_the_remedy(tmp_path: Path, capl
     assert 1.1 < float(effective[1]) < 2.9
     (uniform,) = told(10, temperature=1e6)
     assert uniform == "selection: 3.00 of 3 candidates in effect; selection.normalize changes that"
+
+
+def test_live_networks_are_not_for_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "world_size", 2)  # without launching them
+    with pytest.raises(InputError, match=r"runs 2 processes, but each would train its own NetworkPool, .*devices: 1"):
+        small.fit(tmp_path, small.network_module(), steps=1)
