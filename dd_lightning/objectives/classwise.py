@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -67,9 +68,8 @@ class ClasswiseMatching(MatchingObjective):
     matching's adjoint takes at each step. A sole candidate's is computed together with its loss. Of several, only the
     winner's is, from the cotangents a that scoring has left: real images are not passed through the network again.
 
-    NOTE: Keeping the synthetic graphs of all candidates for the winner's sake saves one first-order pass of synthetic
-    images, and was a third slower on a host, whose memory must then be mapped anew in every step
-    (``benchmarks/image_update_cost.py``).
+    NOTE: Keeping the synthetic graphs of all candidates would save the winner's first-order pass of synthetic images,
+    at the price of that memory. On a host it was slower altogether: so much memory is mapped anew in every step.
 
     Args:
         batch_real: Real images of a class per step; 64 in IDC, 128 in DREAM and DREAM+, 256 in DC, DSA and DM.
@@ -155,9 +155,8 @@ class ClasswiseMatching(MatchingObjective):
         if self.representatives is None:
             batches = shuffled_class_batches(real, self.batch_real, context)
         else:
-            batches = self.representatives.batches(
-                real, lambda images: network.features(reference().theta, images), context
-            )
+            theta = cache(lambda: reference().theta)  # loaded once, if it is time to choose
+            batches = self.representatives.batches(real, lambda images: network.features(theta(), images), context)
         images, targets = synthetic.decoded().detach(), synthetic.decoded_targets().detach()
         per_class = synthetic.decoded_size // real.num_classes
         tiles, augment = context.generator("tiles"), context.generator("augment")
