@@ -250,7 +250,7 @@ def main() -> None:
         networks[network] = {"variants": table, "rounds": rounds, "agreement": timed["agreement"]}
         print(f"{network}: gradients differ by {timed['agreement']:.1e}")
         print(
-            f"  {'':28} {'s':>7} {'/ textbook':>10} {'passes above one':>17} {'above scored first':>19} {'peak MB':>8}"
+            f"  {'':40} {'s':>7} {'/ textbook':>10} {'passes above one':>17} {'above scored first':>19} {'peak MB':>8}"
         )
         for name, row in table.items():
             peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"

@@ -61,7 +61,7 @@ class ClasswiseMatching(MatchingObjective):
 
     A subclass says what the :meth:`statistics` are and how far apart two of them are (:meth:`terms`). Networks are held
     fixed within a step and a class's loss depends on its own images alone, so classes are computed one after another,
-    in the memory of one class. On a host that is the fastest order, too: one batched pass over all of them takes several
+    in the memory of one class. On a host that is the fastest order, too: one batched pass over all takes several
     times as long (``benchmarks/image_update_cost.py``).
 
     The gradient by the images is d(a . s)/dx, with s the synthetic statistics and a the derivative of the distance by
