@@ -3,7 +3,7 @@
     python benchmarks/digits_methods.py --out benchmarks/results/digits_methods.json
 
 It can run in pieces (``--methods dm --seeds 0``): rows of ``--out`` that this call does not measure stay as they are,
-and the table is of all of them. MTT's experts are shared by all runs: they belong to the data, not to the seed of a run.
+and the table is of all of them. MTT's experts are shared by all runs: they belong to the data, not to a run's seed.
 
 ``start`` is the accuracy at step 0, which tells the initialisation's share. The gain is distilled minus random real
 images, as many as are stored, paired by seed and number of the network. Its 95 % interval is Student's over all pairs;
