@@ -483,6 +483,7 @@ class DistillationModule(LightningModule):
         saved = {name.removeprefix("synthetic."): value for name, value in checkpoint["state_dict"].items()}
         if self.synthetic is None:  # load_from_checkpoint: there was no setup
             space = None if pixels_to is None else color_space_from_tensors(*pixels_to)
+            self.formation, self.image_space = formation, "network" if space is None else "pixels"
             self.synthetic = SyntheticSet(
                 saved["images"], saved["targets"], float(saved["student_lr"]), formation, space
             )
@@ -547,7 +548,8 @@ class DistillationModule(LightningModule):
         }
         for owner in (self.objective, self.pool):
             plain = {k: v for k, v in vars(owner).items() if isinstance(v, (bool, int, float, str))}
-            settings |= {name: value for name, value in plain.items() if not name.startswith("_")}
+            state = owner.state_dict()
+            settings |= {name: value for name, value in plain.items() if not name.startswith("_") and name not in state}
         return settings
 
 

@@ -384,7 +384,10 @@ def test_load_from_checkpoint_decodes_alike(
     arguments: dict[str, Any] = {"objective": GradientMatching(), "pool": NetworkPool()} if described else {}
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "step=2.ckpt", **arguments)
     assert small.same(small.learned(loaded), small.learned(distilled))
-    assert loaded.synthetic_set.formation == distilled.synthetic_set.formation
+    assert loaded.synthetic_set.formation == loaded.formation == distilled.synthetic_set.formation
+    assert loaded.image_space == distilled.image_space
+    assert "batches_drawn" not in distilled.hyperparameters()  # a state is no setting
+    assert distilled.hyperparameters()["age_limit"] == 3
     assert torch.equal(loaded.synthetic_set.decoded(), distilled.synthetic_set.decoded())
     assert torch.equal(loaded.synthetic_set.decoded_targets(), distilled.synthetic_set.decoded_targets())
 

@@ -171,10 +171,8 @@ class NetworkPool(CandidatePool):
         return float("inf") if self.age_limit is None else self.age_limit
 
     def _populate(self, seed: int) -> None:
-        """Make the first generation, unless there is one: made already, or from a checkpoint."""
-        if self._members:
-            return
-        for index in range(self.size):
+        """Make what the first generation lacks: all of it, unless it was made already or came from a checkpoint."""
+        for index in range(len(self._members), self.size):
             # Limits of a first generation of N: 1/N, 2/N, ... of the age limit.
             self._members.append(self._born(index, seed, 0, self._limit * (index + 1) / self.size))
 

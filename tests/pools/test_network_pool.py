@@ -401,6 +401,12 @@ def test_ensure_only_grows() -> None:
         sizes.append(pool.size)
     assert sizes == [3, 3, 5, 5]
     assert len(prepared(pool).state_dict()["thetas"]) == 5
+    before = [theta.clone() for theta in pool.state_dict()["thetas"]]
+    pool.ensure(7)  # for a second run of the same module
+    pool.draw(1, StepContext(0, 0))
+    after = pool.state_dict()["thetas"]
+    assert len(after) == 7
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=False))
 
 
 @pytest.mark.parametrize(
