@@ -78,7 +78,6 @@ def unroll(
     images: Tensor,
     targets: Tensor,
     steps: Sequence[InnerStep],
-    *,
     micro_batch: int | None = None,
 ) -> list[Tensor]:
     """Train a student by plain SGD and keep where it went: [theta_0, ..., theta_N], each [P], without a graph.
