@@ -47,6 +47,7 @@ OUT_OF_MEMORY = {
     "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has a total ..."),
     "host": RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
     "windows": RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you ..."),
+    "library": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "numpy": MemoryError("Unable to allocate 9.00 GiB"),
 }
 
@@ -456,4 +457,7 @@ def test_micro_batches_of_a_batch_norm_are_refused_in_one_line(cli: Cli) -> None
         r"micro_batch is 4, but .* all 10 images .*; set objective\.micro_batch: null, or use another", line
     )
     assert not (cli.folder / "new").exists()
-    cli.fit(*options, "--model.objective.micro_batch", "null", "--trainer.max_steps", "1", "--evaluation", "null")
+    one_step = ("--trainer.max_steps", "1", "--evaluation", "null")
+    cli.fit(*options, *one_step, "--name", "null", "--model.objective.micro_batch", "null")
+    cli.fit(*options, *one_step, "--name", "auto", "--model.objective.memory_gb", "1e-6")
+    assert small.same(cli.learned(name="null"), cli.learned(name="auto"))
