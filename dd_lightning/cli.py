@@ -23,6 +23,7 @@ from dd_lightning.evaluation import RECIPES, evaluate_synthetic_set, get_recipe
 from dd_lightning.experts import train_experts
 from dd_lightning.formats import ExpertIdentity, ExpertStore, SyntheticFile, load_synthetic, write_atomically
 from dd_lightning.functional.errors import InputError
+from dd_lightning.memory import memory_shortage_told
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.progress import epoch_bar
@@ -326,7 +327,11 @@ def evaluate(args: Sequence[str]) -> None:
     points = []
     specs = config.networks or [file.network]  # all are built before the first one is trained: a wrong name fails now
     for network in [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]:
-        with epoch_bar(f"{config.num_networks} x {network.name}", recipe.epochs) as on_epoch:
+        title = f"{config.num_networks} x {network.name}"
+        with (
+            memory_shortage_told(f"training {title}", None, "set smaller --num_networks, or smaller --networks"),
+            epoch_bar(title, recipe.epochs) as on_epoch,
+        ):
             result = evaluate_synthetic_set(
                 images,
                 targets,

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation, FormationKind
 from dd_lightning.functional.matching import step_per_iteration
 from dd_lightning.functional.random import StepContext, step_generator
+from dd_lightning.memory import MemoryEstimate, MemoryPart, memory_shortage_told
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
 from dd_lightning.objectives import MatchingObjective, ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup
@@ -153,6 +155,7 @@ class DistillationModule(LightningModule):
         self.seconds_before_resume = 0.0
         self.skipped_steps = 0
         self.expert_seconds = 0.0
+        self.memory_estimate: MemoryEstimate | None = None
         self._network: FunctionalNetwork | None = None
         self._real: RealSet | None = None
         self._started = time.perf_counter()
@@ -163,6 +166,7 @@ class DistillationModule(LightningModule):
         self._begun_step = -1
         self._draw: Any = None
         self._skipped = False
+        self._candidates_per_step = self._expected_candidates = 1
 
     # What is learned, and from what
 
@@ -239,9 +243,11 @@ class DistillationModule(LightningModule):
         """Score candidates on the current synthetic set, all with the same draws."""
         self._begin_step()
         synthetic, real, sole = self.synthetic_set, self.real, len(keys) == 1
-        scored = [
-            self.objective.score(synthetic, real, self.network, self.pool.load(key), self._draw, sole) for key in keys
-        ]
+        with self.memory_shortage_told("scoring", self.memory_remedy):
+            scored = [
+                self.objective.score(synthetic, real, self.network, self.pool.load(key), self._draw, sole)
+                for key in keys
+            ]
         self.candidate_evaluations += len(scored)
         return scored
 
@@ -267,7 +273,32 @@ class DistillationModule(LightningModule):
         if self._skipped:
             self.skipped_steps += 1
             return None
-        return self.objective.loss(self.synthetic_set, self.network, scored)
+        with self.memory_shortage_told("computing the gradient", self.memory_remedy):
+            return self.objective.loss(self.synthetic_set, self.network, scored)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Lightning's own signature)
+        """Compute the gradient by the images."""
+        with self.memory_shortage_told("computing the gradient", self.memory_remedy):
+            super().backward(loss, *args, **kwargs)
+
+    def expect_candidates(self, count: int) -> None:
+        """Tell, before the module is set up, how many candidates each step of the coming fit scores."""
+        self._expected_candidates = count
+
+    @property
+    def memory_remedy(self) -> str:
+        """What a person can do where a step needs more memory than there is."""
+        several = self._candidates_per_step > 1
+        return self.objective.memory_remedy + (", or fewer selection.num_candidates" if several else "")
+
+    def memory_shortage_told(self, doing: str, remedy: str) -> AbstractContextManager[None]:
+        """Return a context in which a failed allocation becomes an InputError of one line.
+
+        Args:
+            doing: What is done in it.
+            remedy: What a person can do about it.
+        """
+        return memory_shortage_told(f"{doing} at step {self.global_step}", self.memory_estimate, remedy)
 
     def _begin_step(self) -> None:
         """Do, once per step, what must happen between two steps; at the start, so that no checkpoint misses it."""
@@ -275,14 +306,18 @@ class DistillationModule(LightningModule):
             return
         self._begun_step = self.global_step
         if self._refresh_due is not None:
-            self.pool.refresh(*self._refresh_due, self.context())
+            with self.memory_shortage_told("updating the pool", "set a smaller pool.recipe.batch_size"):
+                self.pool.refresh(*self._refresh_due, self.context())
             self._reference, self._refresh_due = self._refresh_due[0], None
         synthetic = self.synthetic_set
         with torch.no_grad():
             synthetic.student_lr.fill_(self.student_lr)
             if self.clamp and self.outer_iteration is not None:
                 torch.clamp(synthetic.images, *self._valid_pixels(), out=synthetic.images.detach())
-        self._draw = self.objective.draw(synthetic, self.real, self.network, self._reference_candidate, self.context())
+        with self.memory_shortage_told("drawing", self.memory_remedy):
+            self._draw = self.objective.draw(
+                synthetic, self.real, self.network, self._reference_candidate, self.context()
+            )
 
     def _reference_candidate(self) -> Candidate:
         """Return what the previous step learned from, as the pool has it now; at first, the first uniform draw."""
@@ -344,7 +379,7 @@ class DistillationModule(LightningModule):
         self._refuse_unsupported_trainer()
         datamodule, device = self.datamodule, self.trainer.strategy.root_device
         real = datamodule.train.to(device)
-        self._network = FunctionalNetwork(self.network_spec, datamodule.image_shape, datamodule.num_classes).to(device)
+        self._network = FunctionalNetwork(self.network_spec, datamodule.image_shape, datamodule.num_classes)
         # what can be wrong with them is found before experts are trained for hours
         self.objective.check(self._network, real)
         check_initial(real, self.ipc, self.init_kind, self.formation)
@@ -355,6 +390,9 @@ class DistillationModule(LightningModule):
                 "clamp is true, but whitened images have no range of valid pixels; set image_space: pixels, or "
                 "data.color_space: normalized"
             )
+        self.memory_estimate = self._plan_memory(real)
+        rank_zero_info(f"memory of a step on {device}: {self.memory_estimate}")
+        self._network.to(device)
         self.pool.prepare(
             PoolSetup(
                 self._network,
@@ -371,6 +409,22 @@ class DistillationModule(LightningModule):
             # A checkpoint may be about to replace it: k-means, and the training that it needs, wait for on_fit_start.
             self._clusters_due = self.init_kind == "kmeans"
             self.synthetic = self._initial_set(real, "real" if self._clusters_due else self.init_kind).to(device)
+
+    def _plan_memory(self, real: RealSet) -> MemoryEstimate:
+        """Estimate the peak of a step, while the network is still on the host: the same numbers for every device."""
+        # what was told is for one fit: the next one may have no selection
+        self._candidates_per_step, self._expected_candidates = self._expected_candidates, 1
+        image = real.images[0].nbytes
+        stored = image * self.ipc * real.num_classes
+        resident = (
+            MemoryPart("real data", real.images.nbytes + real.labels.nbytes),
+            # stored images with gradient and momentum, decoded ones with theirs
+            MemoryPart("synthetic set", 3 * stored + 2 * stored * self.formation.per_image),
+        )
+        size = real.num_classes * self.effective_ipc
+        return self.objective.plan_memory(
+            self.network, size, self.label_kind == "soft", self._candidates_per_step, resident
+        )
 
     def _initial_set(self, real: RealSet, init: Initialisation) -> SyntheticSet:
         space = self.datamodule.space

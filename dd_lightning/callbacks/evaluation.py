@@ -23,6 +23,9 @@ from dd_lightning.real import RealSet
 from dd_lightning.scalars import log_scalars
 from dd_lightning.synthetic import class_labels, initial_images
 
+REMEDY = "set smaller evaluation.num_networks, or smaller evaluation.networks"
+"""What a person can do where an evaluation needs more memory than there is."""
+
 
 @dataclass(frozen=True)
 class EvaluationPoint:
@@ -196,6 +199,7 @@ class EvalCallback(Callback):
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         title = f"{what}: {self.num_networks} x {network.name}"
         with (
+            module.memory_shortage_told(f"training {self.num_networks} x {network.name} ({what})", REMEDY),
             torch.inference_mode(False),
             torch.enable_grad(),
             epoch_bar(title, self.recipe.epochs, shown) as on_epoch,

@@ -74,7 +74,8 @@ class TrajectorySelectionCallback(Callback):
         """Ask the pool for enough candidates, before the module prepares it."""
         if stage != "fit":
             return
-        pool = as_distillation(pl_module).pool
+        module = as_distillation(pl_module)
+        pool = module.pool
         if self.pool_size is not None:
             pool.ensure(self.pool_size)
         if self.num_candidates > pool.size:
@@ -82,6 +83,7 @@ class TrajectorySelectionCallback(Callback):
                 f"num_candidates is {self.num_candidates}, but the pool holds {pool.size}; "
                 "lower selection.num_candidates or set selection.pool_size"
             )
+        module.expect_candidates(self.num_candidates)
 
     def on_train_batch_start(
         self,

@@ -11,7 +11,7 @@ order that changes from run to run.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +43,10 @@ class AugmentationDraw(NamedTuple):
     values: Tensor
     size: tuple[int, int]
     extent: tuple[int, int]
+
+    def part(self, first: int, last: int) -> "AugmentationDraw":
+        """Return the draw of the samples ``first`` up to ``last``, exclusive; a shared one is that of any samples."""
+        return self if len(self.values) == 1 else self._replace(values=self.values[first:last])
 
 
 @dataclass(frozen=True)
@@ -259,6 +263,19 @@ def augment(images: Tensor, draw: AugmentationDraw) -> Tensor:
         )
     values = draw.values.to(device=images.device, dtype=images.dtype)
     return _APPLY[draw.operation](images, values, draw.extent)
+
+
+def hungriest(operations: Sequence[str]) -> str:
+    """Return which of some operations needs the most memory on its way there and back; ``none`` of no operation.
+
+    A transposed warp reads several pixels for each one that it gives, a shift one with its indices.
+
+    Example:
+        >>> hungriest(["color", "crop", "rotate"]), hungriest([])
+        ('rotate', 'none')
+    """
+    order = ("scale", "rotate", "crop", "color", "flip", "cutout", IDENTITY)
+    return next(operation for operation in order if operation in (*operations, IDENTITY))
 
 
 def _part(length: int, ratio: float) -> int:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.augment import DSA, AugmentationDraw, augment
+from dd_lightning.functional.augment import DSA, IDENTITY, AugmentationDraw, augment, hungriest
 from dd_lightning.functional.errors import InputError
 
 PolicyName = Literal["dsa", "idc"]
@@ -53,6 +53,20 @@ class AugmentationPolicy:
                 f"augmentation policy {self.name!r} is unknown: it must be one of {', '.join(get_args(PolicyName))}"
             )
         object.__setattr__(self, "_dsa", DSA(self.strategy))
+
+    def hungriest(self) -> "AugmentationPolicy":
+        """Return the policy that always draws what needs the most memory of what this one may draw.
+
+        Example:
+            >>> AugmentationPolicy("color_crop_cutout_rotate", "idc").hungriest().strategy
+            'color_cutout_rotate'
+        """
+        named = self._dsa.operations
+        if self.name == "dsa":
+            return AugmentationPolicy(hungriest(named), self.name)
+        among = hungriest([operation for operation in named if operation in _ONE_OF])
+        kept = [operation for operation in named if operation == among or operation not in _ONE_OF]
+        return AugmentationPolicy("_".join(kept) or IDENTITY, self.name)
 
     def draw(
         self, generator: torch.Generator, batch: int, size: tuple[int, int], siamese: bool = False

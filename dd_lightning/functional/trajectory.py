@@ -21,6 +21,19 @@ class InnerStep(NamedTuple):
     indices: Tensor
     augmentation: AugmentationDraw
 
+    def pieces(self, micro_batch: int | None) -> "list[tuple[float, InnerStep]]":
+        """Return the batch in pieces of at most ``micro_batch`` images (null: in one), each with its share of it.
+
+        The batch's mean loss, hence any derivative of it, is the sum of the pieces' own, weighted by their shares.
+        """
+        size = len(self.indices)
+        if micro_batch is None or micro_batch >= size:
+            return [(1.0, self)]
+        return [
+            (len(rows) / size, InnerStep(rows, self.augmentation.part(first, first + len(rows))))
+            for first, rows in zip(range(0, size, micro_batch), self.indices.split(micro_batch), strict=True)
+        ]
+
 
 class Adjoint(NamedTuple):
     """Gradients of a function of the last parameters by what the unroll was made from.
@@ -59,9 +72,18 @@ def permuted_batches(size: int, batch: int | None, steps: int, generator: torch.
 
 
 def unroll(
-    loss: Loss, theta: Tensor, lr: Tensor, images: Tensor, targets: Tensor, steps: Sequence[InnerStep]
+    loss: Loss,
+    theta: Tensor,
+    lr: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    steps: Sequence[InnerStep],
+    micro_batch: int | None = None,
 ) -> list[Tensor]:
     """Train a student by plain SGD and keep where it went: [theta_0, ..., theta_N], each [P], without a graph.
+
+    With ``micro_batch`` a step passes through the network piece by piece, in the memory of one piece. That is exact
+    where an image's loss does not depend on the others of its batch, so not for batch norm.
 
     Args:
         loss: The student's training loss.
@@ -70,14 +92,17 @@ def unroll(
         images: The synthetic images, [n, ch, H, W].
         targets: Their labels [n] or label logits [n, C].
         steps: The N steps to take.
+        micro_batch: The most images of a batch that pass through the network at once; null is all of them.
     """
     with torch.no_grad():
         # One block for the whole path: kept vectors strewn among each step's temporaries would fragment the heap.
         path = list(theta.new_empty(len(steps) + 1, len(theta)).unbind())
         path[0].copy_(theta)
         for here, following, step in zip(path, path[1:], steps, strict=False):
-            batch = augment(images[step.indices], step.augmentation)
-            torch.sub(here, lr * gradient(loss, here, batch, targets[step.indices]), out=following)
+            following.copy_(here)
+            for share, piece in step.pieces(micro_batch):
+                batch = augment(images[piece.indices], piece.augmentation)
+                following -= lr * share * gradient(loss, here, batch, targets[piece.indices])
     return path
 
 
@@ -92,6 +117,7 @@ def unroll_adjoint(
     *,
     wrt_targets: bool = False,
     order: Order = "reverse_over_reverse",
+    micro_batch: int | None = None,
 ) -> Adjoint:
     """Pull a cotangent of theta_N back through the unroll, exactly, holding one inner step in memory at a time.
 
@@ -100,6 +126,8 @@ def unroll_adjoint(
         dL/dlr  -= a . g_i
         dL/dx_i += -lr d(a . g_i)/dx_i
         a       <- a - lr H_i a
+
+    All three are sums over images, so that pieces of a batch add up to the whole, as in :func:`unroll`.
 
     Args:
         loss: The student's training loss.
@@ -111,22 +139,29 @@ def unroll_adjoint(
         cotangent: dL/dtheta_N, [P].
         wrt_targets: Also return the gradient by ``targets`` (logits).
         order: Evaluation order of the second-order products, see :func:`gradient_products`.
+        micro_batch: What :func:`unroll` had.
     """
     by_images = torch.zeros_like(images)
     by_targets = torch.zeros_like(targets) if wrt_targets else None
     by_lr = torch.zeros_like(lr)
     a = cotangent
     for theta, step in zip(reversed(path[:-1]), reversed(steps), strict=True):
-        with torch.enable_grad():
-            leaf = images[step.indices].detach().requires_grad_()
-            batch = augment(leaf, step.augmentation)
-        products = gradient_products(loss, theta, batch, targets[step.indices], a, wrt_targets=wrt_targets, order=order)
-        by_lr -= a @ products.gradient
-        # The indices of a batch are distinct, so this is a plain assignment: deterministic on every device.
-        by_images[step.indices] += torch.autograd.grad(batch, leaf, -lr * products.images)[0]
-        if by_targets is not None and products.targets is not None:
-            by_targets[step.indices] -= lr * products.targets
-        a = a - lr * products.hessian
+        following = a
+        for share, piece in step.pieces(micro_batch):
+            rate = lr * share
+            with torch.enable_grad():
+                leaf = images[piece.indices].detach().requires_grad_()
+                batch = augment(leaf, piece.augmentation)
+            labels = targets[piece.indices]
+            products = gradient_products(loss, theta, batch, labels, a, wrt_targets=wrt_targets, order=order)
+            by_lr -= share * (a @ products.gradient)
+            # The indices of a batch are distinct, so this is a plain assignment: deterministic on every device.
+            by_images[piece.indices] += torch.autograd.grad(batch, leaf, -rate * products.images)[0]
+            if by_targets is not None and products.targets is not None:
+                by_targets[piece.indices] -= rate * products.targets
+            following = following - rate * products.hessian
+            del leaf, batch, products  # before those of the next piece are made
+        a = following
     return Adjoint(by_images, by_lr, by_targets)
 
 

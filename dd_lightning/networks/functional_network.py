@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
@@ -43,6 +44,8 @@ class FunctionalNetwork:
         num_parameters: P, the length of the vector.
         vmappable: Whether a batch of vectors can go through `torch.func.vmap`; False when the network has
             buffers, since its code may write into them.
+        uses_batch_statistics: Whether what it computes of an image depends on the others of its batch, by batch
+            normalisation: such a batch cannot be computed in pieces.
 
     Raises:
         InputError: If the network cannot be built.
@@ -65,6 +68,8 @@ class FunctionalNetwork:
         self._lengths = [parameter.numel() for parameter in named.values()]
         self.num_parameters = sum(self._lengths)
 
+        # the base of every batch norm; torch has no public name for it
+        self.uses_batch_statistics = any(isinstance(module, _BatchNorm) for module in template.modules())
         replace_all_batch_norm_modules_(template)
         self._template = template.eval().requires_grad_(False)
         self.vmappable = not any(True for _ in template.buffers())

@@ -1,13 +1,14 @@
 """What every matching objective offers: score candidates cheaply, then make the winner's loss differentiable."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from dd_lightning.functional.random import StepContext
+from dd_lightning.memory import MemoryEstimate, MemoryPart
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools.base import Candidate, CandidatePool
 from dd_lightning.real import RealSet
@@ -48,6 +49,9 @@ class MatchingObjective(ABC):
     learns_labels: ClassVar[bool] = False
     """Whether the loss has a gradient by soft labels."""
 
+    memory_remedy: ClassVar[str] = "use a smaller network, or fewer images per class"
+    """What a person can do where a step needs more memory than there is."""
+
     @staticmethod
     @abstractmethod
     def default_pool() -> CandidatePool:
@@ -60,6 +64,24 @@ class MatchingObjective(ABC):
             InputError: If it cannot.
         """
         del network, real
+
+    def plan_memory(
+        self, network: FunctionalNetwork, size: int, soft: bool, candidates: int, resident: Sequence[MemoryPart]
+    ) -> MemoryEstimate:
+        """Estimate the peak of a step, and settle what depends on it; called once before the first step.
+
+        Args:
+            network: The architecture, on the host.
+            size: Synthetic images, decoded.
+            soft: Whether their labels are soft.
+            candidates: Candidates that are scored in each step.
+            resident: What is held all the time.
+
+        Raises:
+            InputError: If the objective cannot work in the way that it was told to.
+        """
+        del network, size, soft, candidates
+        return MemoryEstimate(tuple(resident))
 
     @abstractmethod
     def draw(

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 from dd_lightning.functional.augment import AugmentationDraw
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
-from dd_lightning.functional.random import StepContext
+from dd_lightning.functional.random import StepContext, step_generator
+from dd_lightning.memory import MemoryEstimate, MemoryPart, memory_model
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
 from dd_lightning.pools import Candidate, NetworkPool
@@ -89,6 +90,7 @@ class ClasswiseMatching(MatchingObjective):
     """
 
     candidates: ClassVar[type[Candidate]] = Candidate
+    memory_remedy: ClassVar[str] = "set a smaller objective.batch_real or objective.batch_syn"
 
     def __init__(
         self,
@@ -144,6 +146,47 @@ class ClasswiseMatching(MatchingObjective):
         if self.representatives is not None:
             network.check_features()
 
+    def plan_memory(
+        self, network: FunctionalNetwork, size: int, soft: bool, candidates: int, resident: Sequence[MemoryPart]
+    ) -> MemoryEstimate:
+        """Estimate the peak of a step; it computes one class at a time.
+
+        NOTE: What the pool does between two steps and the choice of representatives are not in it.
+        """
+        classes = network.num_classes
+        count = min(self.batch_syn, size // classes)
+        step = memory_model(lambda real, synthetic: self._probe(network, real, synthetic, soft), kinds=2)
+        image = torch.zeros(1, *network.image_shape).nbytes
+        parts = [*resident, MemoryPart("augmented real images", classes * self.batch_real * image, "of all classes")]
+        if candidates > 1:
+            theta, images = torch.zeros(network.num_parameters), torch.zeros(2, *network.image_shape)
+            kept = self.statistics(network, theta, images, self._probe_targets(network, 2, soft), graph=False)
+            each = classes * sum(statistic.nbytes for statistic in kept)
+            parts.append(MemoryPart("statistics of all classes", candidates * each, f"{candidates} candidates"))
+        note = f"{self.batch_real} real and {count} synthetic images"
+        return MemoryEstimate((*parts, MemoryPart("one class", step.peak(self.batch_real, count), note)))
+
+    def _probe(self, network: FunctionalNetwork, real: int, synthetic: int, soft: bool) -> None:
+        """Match one class with a few images, with the augmentation that needs most."""
+        images = torch.zeros(synthetic, *network.image_shape)
+        augmentation = self.augmentation.hungriest().draw(
+            step_generator(0, 0, "probe"), real, network.image_shape[1:], siamese=True
+        )
+        batch = ClassBatch(
+            torch.zeros(real, *network.image_shape),
+            torch.zeros(real, dtype=torch.int64),
+            torch.arange(synthetic),
+            self._probe_targets(network, synthetic, soft),
+            augmentation,
+        )
+        self._score(
+            network, Candidate((0,), torch.zeros(network.num_parameters)), ClasswiseDraw(images, (batch,)), True
+        )
+
+    @staticmethod
+    def _probe_targets(network: FunctionalNetwork, count: int, soft: bool) -> Tensor:
+        return torch.zeros(count, network.num_classes) if soft else torch.zeros(count, dtype=torch.int64)
+
     def draw(
         self,
         synthetic: SyntheticSet,
@@ -183,6 +226,11 @@ class ClasswiseMatching(MatchingObjective):
     ) -> ScoredCandidate:
         """Compare the statistics of every class."""
         del synthetic, real  # the draw holds what is needed of them
+        return self._score(network, candidate, draw, sole)
+
+    def _score(
+        self, network: FunctionalNetwork, candidate: Candidate, draw: ClasswiseDraw, sole: bool
+    ) -> ScoredCandidate:
         theta = candidate.theta
         totals: dict[str, Tensor] = {}
         work: list[Statistics] = []

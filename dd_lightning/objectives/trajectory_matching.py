@@ -1,16 +1,17 @@
 """MTT: after N steps on S, the student should be where the expert went on T."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dd_lightning.functional.augment import DSA
+from dd_lightning.functional.augment import DSA, hungriest
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.products import Loss
-from dd_lightning.functional.random import StepContext
+from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.functional.trajectory import (
     InnerStep,
     permuted_batches,
@@ -19,11 +20,15 @@ from dd_lightning.functional.trajectory import (
     unroll,
     unroll_adjoint,
 )
+from dd_lightning.memory import GIB, MemoryEstimate, MemoryPart, memory_model
 from dd_lightning.networks import FunctionalNetwork, training_loss
 from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
 from dd_lightning.pools import Candidate, TrajectoryPool, TrajectorySegment
 from dd_lightning.real import RealSet
 from dd_lightning.synthetic import SyntheticSet
+
+SMALLEST_PIECE = 16
+"""Images of the smallest piece that ``micro_batch: auto`` makes: smaller ones would cost time and free little."""
 
 
 class TrajectoryMatching(MatchingObjective):
@@ -37,9 +42,14 @@ class TrajectoryMatching(MatchingObjective):
         batch_syn: Synthetic images per student step; null is the whole set, the published setting up to ipc 10.
         augmentation: DSA strategy of the student's batches, a fresh draw at every step; "none" switches it off.
         loss_threshold: Leave S unchanged in a step whose loss is above this (DATM uses 1.0); null never does.
+        micro_batch: The most images that pass through the student at once. A batch is then computed in pieces, which is
+            exact up to rounding, and not possible with batch norm. ``auto``: as few pieces as keep the estimate of the
+            run's memory below ``memory_gb``, and one piece wherever that does; null: always one piece.
+        memory_gb: What ``auto`` keeps below, in GiB. A fixed number, because what happens to be free on a device must
+            not decide over bits of the images.
 
     Raises:
-        InputError: If a number is below 1, or the strategy is unknown.
+        InputError: If a number is out of range, or the strategy is unknown.
 
     References:
         Cazenavette et al., Dataset Distillation by Matching Training Trajectories, https://arxiv.org/abs/2203.11932.
@@ -48,6 +58,7 @@ class TrajectoryMatching(MatchingObjective):
     candidates: ClassVar[type[Candidate]] = TrajectorySegment
     uses_student_lr: ClassVar[bool] = True
     learns_labels: ClassVar[bool] = True
+    memory_remedy: ClassVar[str] = "set a smaller objective.micro_batch or objective.batch_syn"
 
     def __init__(
         self,
@@ -55,20 +66,73 @@ class TrajectoryMatching(MatchingObjective):
         batch_syn: int | None = None,
         augmentation: str = "color_crop_cutout_flip_scale_rotate",
         loss_threshold: float | None = None,
+        micro_batch: int | Literal["auto"] | None = "auto",
+        memory_gb: float = 8.0,
     ) -> None:
         if syn_steps < 1:
             raise InputError(f"syn_steps is {syn_steps}; the student needs at least 1 step")
         if batch_syn is not None and batch_syn < 1:
             raise InputError(f"batch_syn is {batch_syn}; use at least 1 image, or null for the whole synthetic set")
+        if isinstance(micro_batch, int) and micro_batch < 1:
+            raise InputError(f"micro_batch is {micro_batch}; use at least 1 image, auto, or null for whole batches")
+        if memory_gb <= 0:
+            raise InputError(f"memory_gb is {memory_gb:g}; give the GiB that a run may take, above 0")
         self.syn_steps = syn_steps
         self.batch_syn = batch_syn
         self.augmentation = DSA(augmentation)
         self.loss_threshold = loss_threshold
+        self.micro_batch: int | Literal["auto"] | None = micro_batch
+        self.memory_gb = memory_gb
+        self._automatic: int | None = None
 
     @staticmethod
     def default_pool() -> TrajectoryPool:
         """Return a trajectory pool with its defaults."""
         return TrajectoryPool()
+
+    def plan_memory(
+        self, network: FunctionalNetwork, size: int, soft: bool, candidates: int, resident: Sequence[MemoryPart]
+    ) -> MemoryEstimate:
+        """Estimate the peak of a step, and settle into how many pieces ``auto`` cuts a batch."""
+        model = memory_model(lambda count: self._probe(network, count, soft))
+        batch = min(self.batch_syn or size, size)
+        # of a candidate there is the path, and the segment that it is compared with
+        vectors = candidates * (self.syn_steps + 1 + 2)
+        paths = MemoryPart("student paths", 4 * network.num_parameters * vectors, _counted(candidates, "candidate"))
+        held = sum(part.size for part in (*resident, paths))
+
+        def exceeds(piece: int) -> bool:
+            return held + model.peak(piece) > self.memory_gb * GIB
+
+        self._automatic = None
+        if self.micro_batch == "auto" and exceeds(batch) and not network.uses_batch_statistics:
+            count = next((n for n in range(2, batch // SMALLEST_PIECE + 1) if not exceeds(-(-batch // n))), None)
+            self._automatic = min(batch, SMALLEST_PIECE) if count is None else -(-batch // count)
+        piece = min(self._piece(network, batch) or batch, batch)
+        note = f"batch {batch} in " + ("one piece" if piece == batch else f"{-(-batch // piece)} pieces of {piece}")
+        if self.micro_batch == "auto" and exceeds(piece):
+            note += f", above memory_gb {self.memory_gb:g}"
+        return MemoryEstimate((*resident, paths, MemoryPart("one student step", model.peak(piece), note)))
+
+    def _probe(self, network: FunctionalNetwork, count: int, soft: bool) -> None:
+        """Pull back through one step with a few images, by the augmentation that needs most; scoring needs less."""
+        images, theta = torch.zeros(count, *network.image_shape), torch.zeros(network.num_parameters)
+        targets = torch.zeros(count, network.num_classes) if soft else torch.zeros(count, dtype=torch.int64)
+        policy = replace(self.augmentation, strategy=hungriest(self.augmentation.operations))
+        draw = policy.draw(step_generator(0, 0, "probe"), count, network.image_shape[1:])
+        problem = (theta.new_tensor(0.01), images, targets, [InnerStep(torch.arange(count), draw)])
+        unroll_adjoint(training_loss(network), [theta, theta], *problem, cotangent=theta, wrt_targets=soft)
+
+    def _piece(self, network: FunctionalNetwork, batch: int) -> int | None:
+        """Return the most images at once in a batch; None if it need not be cut."""
+        if self.micro_batch == "auto":
+            return self._automatic
+        if self.micro_batch is not None and self.micro_batch < batch and network.uses_batch_statistics:
+            raise InputError(
+                f"micro_batch is {self.micro_batch}, but network {network.name!r} has batch norm, which needs all "
+                f"{batch} images of a batch at once; set objective.micro_batch: null, or use another norm"
+            )
+        return self.micro_batch
 
     def draw(
         self,
@@ -107,6 +171,7 @@ class TrajectoryMatching(MatchingObjective):
                 synthetic.decoded(),
                 synthetic.decoded_targets(),
                 draw,
+                self._piece(network, max(len(step.indices) for step in draw)),
             )
             loss = trajectory_loss(path[-1], candidate.start, candidate.target)
         return ScoredCandidate(candidate, loss, draw, path)
@@ -114,7 +179,12 @@ class TrajectoryMatching(MatchingObjective):
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         """Return the scored loss; its backward is the adjoint of the student's path."""
         value: Tensor = _AdjointOfUnroll.apply(
-            synthetic.decoded(), synthetic.student_lr, synthetic.decoded_targets(), training_loss(network), scored
+            synthetic.decoded(),
+            synthetic.student_lr,
+            synthetic.decoded_targets(),
+            training_loss(network),
+            scored,
+            self._piece(network, max(len(step.indices) for step in scored.draw)),
         )
         return value
 
@@ -134,9 +204,10 @@ class _AdjointOfUnroll(torch.autograd.Function):
         targets: Tensor,
         student: Loss,
         scored: ScoredCandidate,
+        micro_batch: int | None,
     ) -> Tensor:
         ctx.save_for_backward(images, lr, targets)
-        ctx.student, ctx.scored = student, scored
+        ctx.student, ctx.scored, ctx.micro_batch = student, scored, micro_batch
         return scored.loss.clone()
 
     @staticmethod
@@ -155,5 +226,10 @@ class _AdjointOfUnroll(torch.autograd.Function):
             ctx.scored.draw,
             cotangent,
             wrt_targets=ctx.needs_input_grad[2],
+            micro_batch=ctx.micro_batch,
         )
-        return adjoint.images, adjoint.lr, adjoint.targets, None, None
+        return adjoint.images, adjoint.lr, adjoint.targets, None, None, None
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)

@@ -53,8 +53,8 @@ class Problem:
         loss = ((theta - self.target) ** 2).sum() / ((self.start - self.target) ** 2).sum()
         return (loss.detach(), *torch.autograd.grad(loss, leaves))
 
-    def adjoint_gradients(self, order: Order) -> tuple[Tensor, ...]:
-        path = unroll(self.loss, self.start, self.lr, self.images, self.targets, self.steps)
+    def adjoint_gradients(self, order: Order, micro_batch: int | None = None) -> tuple[Tensor, ...]:
+        path = unroll(self.loss, self.start, self.lr, self.images, self.targets, self.steps, micro_batch=micro_batch)
         adjoint = unroll_adjoint(
             self.loss,
             path,
@@ -65,6 +65,7 @@ class Problem:
             trajectory_loss_gradient(path[-1], self.start, self.target),
             wrt_targets=self.targets.is_floating_point(),
             order=order,
+            micro_batch=micro_batch,
         )
         found = (trajectory_loss(path[-1], self.start, self.target), adjoint.images, adjoint.lr)
         return found if adjoint.targets is None else (*found, adjoint.targets)
@@ -119,6 +120,56 @@ def test_finite_difference_of_the_whole_matching_loss() -> None:
     down = loss_at(*(p - step * d for p, d in zip(point, direction, strict=True)))
     slope = sum(float((g * d).sum()) for g, d in zip((by_images, by_lr, by_targets), direction, strict=True))
     assert (up - down) / (2 * step) == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("order", ["forward_over_reverse", "reverse_over_reverse"])
+@pytest.mark.parametrize(("batch", "micro_batch"), [(None, 4), (None, 3), (5, 1), (5, 2)])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("strategy", [STRATEGY, "none"])
+def test_pieces_add_up_to_the_whole(
+    order: Order, batch: int | None, micro_batch: int, soft: bool, strategy: str
+) -> None:
+    problem = Problem("ConvNet-2-W6", torch.float64, batch, soft, strategy)
+    whole, pieces = problem.adjoint_gradients(order), problem.adjoint_gradients(order, micro_batch)
+    assert len(whole) == 3 + soft
+    for value, reference in zip(pieces, whole, strict=True):
+        assert relative_error(value, reference) < 1e-12
+
+
+def test_every_operation_is_replayed_in_pieces() -> None:
+    problem = Problem("ConvNet-2-W6", torch.float64, None, True, STRATEGY)
+    assert {step.augmentation.operation for step in problem.steps} == set(STRATEGY.split("_"))
+    siamese = [step._replace(augmentation=step.augmentation.part(0, 1)) for step in problem.steps]
+    for steps in (problem.steps, siamese):
+        problem.steps = steps
+        whole = problem.adjoint_gradients("reverse_over_reverse")
+        for value, reference in zip(problem.adjoint_gradients("reverse_over_reverse", 3), whole, strict=True):
+            assert relative_error(value, reference) < 1e-12
+
+
+@pytest.mark.parametrize("micro_batch", [8, 100])
+def test_one_piece_is_the_whole_bit_for_bit(micro_batch: int) -> None:
+    problem = Problem("ConvNet-2-W6", torch.float32, 5, True, STRATEGY)
+    whole, pieces = (problem.adjoint_gradients("reverse_over_reverse", micro) for micro in (None, micro_batch))
+    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
+
+
+def test_pieces_of_a_batch_norm_are_not_the_whole() -> None:
+    # which is why FunctionalNetwork tells them apart, and TrajectoryMatching refuses
+    problem = Problem("ConvNet-2-W6-BN", torch.float64, None, False, "none")
+    whole, pieces = (problem.adjoint_gradients("reverse_over_reverse", micro)[1] for micro in (None, 4))
+    assert relative_error(pieces, whole) > 1e-3
+
+
+def test_a_batch_is_cut_into_pieces_with_their_shares() -> None:
+    draw = DSA("crop").draw(torch.Generator().manual_seed(0), 7, (8, 8))
+    step = InnerStep(torch.tensor([4, 2, 9, 1, 0, 3, 6]), draw)
+    shares, parts = zip(*step.pieces(3), strict=True)
+    assert shares == (3 / 7, 3 / 7, 1 / 7)
+    assert [part.indices.tolist() for part in parts] == [[4, 2, 9], [1, 0, 3], [6]]
+    assert torch.equal(torch.cat([part.augmentation.values for part in parts]), draw.values)
+    for micro_batch in (None, 7, 8):
+        assert step.pieces(micro_batch) == [(1.0, step)]
 
 
 def test_images_outside_every_batch_have_zero_gradient() -> None:

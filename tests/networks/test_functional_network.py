@@ -204,3 +204,14 @@ def test_errors() -> None:
         network.flatten(build_network("ConvNet-2-W8", 2, 7, (8, 8)))
     with pytest.raises(InputError, match="depth=4 leaves no pixel of 8 x 8 images"):
         tiny("ConvNet-4")
+
+
+@pytest.mark.parametrize(
+    ("name", "depends"),
+    [("ConvNet-1-W4-BN", True), ("ResNet-10-W4-BN", True), ("ConvNet-1-W4", False), ("ConvNet-1-W4-LN", False)],
+)
+def test_batch_statistics_are_known(name: str, depends: bool) -> None:
+    network = FunctionalNetwork(name, (1, 8, 8), 3)
+    theta, images = network.initial(0), torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert network.uses_batch_statistics is depends
+    assert torch.allclose(network(theta, images)[:2], network(theta, images[:2]), atol=1e-5) is not depends
