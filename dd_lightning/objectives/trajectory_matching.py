@@ -1,7 +1,8 @@
 """MTT: after N steps on S, the student should be where the expert went on T."""
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from dd_lightning.functional.augment import DSA
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.products import Loss
+from dd_lightning.functional.products import CompiledLoss, Loss
 from dd_lightning.functional.random import StepContext
 from dd_lightning.functional.trajectory import (
     InnerStep,
@@ -25,6 +26,11 @@ from dd_lightning.pools import Candidate, TrajectoryPool, TrajectorySegment
 from dd_lightning.real import RealSet
 from dd_lightning.synthetic import SyntheticSet
 
+Compile = Literal["auto", "on", "off"]
+
+REPAYING_STEPS = 50_000
+"""Student steps in a run from which ``compile: auto`` compiles, on CUDA: a minute is 1.2 ms for each of so many."""
+
 
 class TrajectoryMatching(MatchingObjective):
     """Trajectory matching (MTT) with the exact gradient, in the memory of one student step.
@@ -37,9 +43,13 @@ class TrajectoryMatching(MatchingObjective):
         batch_syn: Synthetic images per student step; null is the whole set, the published setting up to ipc 10.
         augmentation: DSA strategy of the student's batches, a fresh draw at every step; "none" switches it off.
         loss_threshold: Leave S unchanged in a step whose loss is above this (DATM uses 1.0); null never does.
+        compile: Compile the student's step and its derivatives, which takes up to minutes before the first step, and
+            changes results by rounding. ``auto`` does so on CUDA alone, in runs of at least 50,000 student steps
+            (``max_steps`` x ``syn_steps``), unless the Trainer is ``deterministic`` (the compiler may choose other
+            kernels in another process); where it is impossible, the run goes on without.
 
     Raises:
-        InputError: If a number is below 1, or the strategy is unknown.
+        InputError: If a number is below 1, or the strategy or ``compile`` is unknown.
 
     References:
         Cazenavette et al., Dataset Distillation by Matching Training Trajectories, https://arxiv.org/abs/2203.11932.
@@ -55,6 +65,7 @@ class TrajectoryMatching(MatchingObjective):
         batch_syn: int | None = None,
         augmentation: str = "color_crop_cutout_flip_scale_rotate",
         loss_threshold: float | None = None,
+        compile: Compile | bool = "auto",
     ) -> None:
         if syn_steps < 1:
             raise InputError(f"syn_steps is {syn_steps}; the student needs at least 1 step")
@@ -63,12 +74,39 @@ class TrajectoryMatching(MatchingObjective):
         self.syn_steps = syn_steps
         self.batch_syn = batch_syn
         self.augmentation = DSA(augmentation)
+        if isinstance(compile, bool):  # YAML's reading of a bare on or off
+            compile = "on" if compile else "off"
+        if compile not in get_args(Compile):
+            raise InputError(f"compile is {compile!r}; use one of {', '.join(get_args(Compile))}")
         self.loss_threshold = loss_threshold
+        self.compile: Compile = compile
+        self._compiled: tuple[FunctionalNetwork, CompiledLoss] | None = None
 
     @staticmethod
     def default_pool() -> TrajectoryPool:
         """Return a trajectory pool with its defaults."""
         return TrajectoryPool()
+
+    def prepare(
+        self, network: FunctionalNetwork, synthetic: SyntheticSet, steps: int, say: Callable[[str], None]
+    ) -> None:
+        """Compile the student's step, if that was asked for or repays itself."""
+        self._compiled = None
+        if not self._compiles(synthetic.images.device, steps):
+            return
+        say("compiling the student's step: the first distillation step may be minutes away")
+        student = CompiledLoss(training_loss(network))
+        try:
+            self._warm_up(student, network, synthetic)
+        except Exception as error:
+            cause = getattr(error, "inner_exception", error)  # the compiler's own, behind torch's
+            line = (str(cause).strip().splitlines() or [""])[0]
+            reason = f"torch.compile fails for the student's step ({type(cause).__name__}: {line})"
+            if self.compile == "on":
+                raise InputError(f"compile is 'on', but {reason}; set objective.compile: off") from error
+            warnings.warn(f"{reason}: going on without; set objective.compile: off to try no more", stacklevel=2)
+        else:
+            self._compiled = network, student
 
     def draw(
         self,
@@ -101,7 +139,7 @@ class TrajectoryMatching(MatchingObjective):
         del real, sole
         with torch.no_grad():
             path = unroll(
-                training_loss(network),
+                self._student(network),
                 candidate.start,
                 synthetic.student_lr.detach(),
                 synthetic.decoded(),
@@ -114,13 +152,39 @@ class TrajectoryMatching(MatchingObjective):
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         """Return the scored loss; its backward is the adjoint of the student's path."""
         value: Tensor = _AdjointOfUnroll.apply(
-            synthetic.decoded(), synthetic.student_lr, synthetic.decoded_targets(), training_loss(network), scored
+            synthetic.decoded(), synthetic.student_lr, synthetic.decoded_targets(), self._student(network), scored
         )
         return value
 
     def skips(self, loss: Tensor) -> bool:
         """Tell whether the loss is above ``loss_threshold``."""
         return self.loss_threshold is not None and float(loss) > self.loss_threshold
+
+    def _compiles(self, device: torch.device, steps: int) -> bool:
+        if self.compile != "auto":
+            return self.compile == "on"
+        repaid = steps * self.syn_steps >= REPAYING_STEPS
+        return device.type == "cuda" and repaid and not torch.are_deterministic_algorithms_enabled()
+
+    def _warm_up(self, student: CompiledLoss, network: FunctionalNetwork, synthetic: SyntheticSet) -> None:
+        """Take one student step of each batch size there and back, which compiles all that the run will need."""
+        images, targets = synthetic.decoded().detach(), synthetic.decoded_targets().detach()
+        lr, theta = synthetic.student_lr.detach(), network.initial(0).to(images)
+        generator, plain, size = torch.Generator(), DSA("none"), (images.shape[-2], images.shape[-1])
+        batches = permuted_batches(len(images), self.batch_syn, self.syn_steps, generator)
+        steps = [
+            InnerStep(batch.to(images.device), plain.draw(generator, len(batch), size))
+            for batch in {len(batch): batch for batch in batches}.values()
+        ]
+        path = unroll(student, theta, lr, images, targets, steps)
+        cotangent = torch.zeros_like(theta)
+        learned = synthetic.targets.requires_grad
+        unroll_adjoint(student, path, lr, images, targets, steps, cotangent, wrt_targets=learned)
+
+    def _student(self, network: FunctionalNetwork) -> Loss:
+        if self._compiled is not None and self._compiled[0] is network:
+            return self._compiled[1]
+        return training_loss(network)
 
 
 class _AdjointOfUnroll(torch.autograd.Function):
