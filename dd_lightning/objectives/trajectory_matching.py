@@ -95,8 +95,8 @@ class TrajectoryMatching(MatchingObjective):
         if not self._compiles(synthetic.images.device, steps):
             return
         say("compiling the student's step: the first distillation step may be minutes away")
-        student = CompiledLoss(training_loss(network))
         try:
+            student = CompiledLoss(training_loss(network))
             self._warm_up(student, network, synthetic)
         except Exception as error:
             cause = getattr(error, "inner_exception", error)  # the compiler's own, behind torch's
