@@ -43,10 +43,10 @@ class TrajectoryMatching(MatchingObjective):
         batch_syn: Synthetic images per student step; null is the whole set, the published setting up to ipc 10.
         augmentation: DSA strategy of the student's batches, a fresh draw at every step; "none" switches it off.
         loss_threshold: Leave S unchanged in a step whose loss is above this (DATM uses 1.0); null never does.
-        compile: Compile the student's step and its derivatives, which takes up to minutes before the first step, and
-            changes results by rounding. ``auto`` does so on CUDA alone, in runs of at least 50,000 student steps
-            (``max_steps`` x ``syn_steps``), unless the Trainer is ``deterministic`` (the compiler may choose other
-            kernels in another process); where it is impossible, the run goes on without.
+        compile: Compile the student's step and its derivatives. It takes up to minutes before the first step, and the
+            rounding is another one, which grows over an unroll. ``auto`` does so on CUDA alone, in runs of at least
+            50,000 student steps (``max_steps`` x ``syn_steps``), unless the Trainer is ``deterministic`` (the compiler
+            may choose other kernels in another process); where it is impossible, the run goes on without.
 
     Raises:
         InputError: If a number is below 1, or the strategy or ``compile`` is unknown.
