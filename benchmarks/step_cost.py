@@ -3,7 +3,8 @@
 Each variant runs in a process of its own, so that one's memory cannot hide in another's. The variants take turns over
 several rounds, and the time is the median over rounds of the ratio within a round, for the machine's speed drifts.
 Memory is the peak of the process above its level just before the step (on CUDA: of the allocator); stored parameters,
-4 P bytes for each student step, are counted apart.
+4 P bytes for each student step, are counted apart. So is the first step, which compiles where a variant is compiled:
+with an empty cache for one candidate in the first round, from that cache afterwards.
 
     python benchmarks/step_cost.py                       # ConvNet-3, 32x32, batch 10, 50 student steps
     python benchmarks/step_cost.py --size 8 --channels 1 --network ConvNet-3-W32 --steps 20
@@ -13,10 +14,12 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +28,7 @@ import torch
 from torch import Tensor
 
 from dd_lightning.functional.augment import DSA, augment
-from dd_lightning.functional.products import Order
+from dd_lightning.functional.products import CompiledLoss, Loss, Order
 from dd_lightning.functional.trajectory import (
     InnerStep,
     permuted_batches,
@@ -36,7 +39,14 @@ from dd_lightning.functional.trajectory import (
 )
 from dd_lightning.networks import FunctionalNetwork, training_loss
 
-VARIANTS = ("plain unroll", "adjoint, 1 candidate", "adjoint, 3 candidates", "adjoint by jvp(grad), 1 candidate")
+VARIANTS = (
+    "plain unroll",
+    "adjoint, 1 candidate",
+    "adjoint, 3 candidates",
+    "adjoint by jvp(grad), 1 candidate",
+    "adjoint, compiled, 1 candidate",
+    "adjoint, compiled, 3 candidates",
+)
 
 
 def plain_step(
@@ -53,7 +63,7 @@ def plain_step(
 
 
 def adjoint_step(
-    network: FunctionalNetwork,
+    loss: Loss,
     images: Tensor,
     lr: Tensor,
     labels: Tensor,
@@ -62,7 +72,6 @@ def adjoint_step(
     order: Order,
 ) -> None:
     """Score the candidates, then differentiate the first one."""
-    loss = training_loss(network)
     paths = [unroll(loss, start, lr.detach(), images.detach(), labels, steps) for start, _ in candidates]
     (start, target), path = candidates[0], paths[0]
     del paths
@@ -116,14 +125,19 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         candidates.append([start, start + 0.01 * torch.randn(start.shape, generator=generator).to(device)])
     order: Order = "forward_over_reverse" if "jvp" in args.variant else "reverse_over_reverse"
     count = 3 if "3 cand" in args.variant else 1
+    loss = training_loss(network)
+    if "compiled" in args.variant:
+        loss = CompiledLoss(loss)
 
     def step() -> None:
         if args.variant == "plain unroll":
             plain_step(network, images, lr, labels, candidates[0], steps)
         else:
-            adjoint_step(network, images, lr, labels, candidates[:count], steps, order)
+            adjoint_step(loss, images, lr, labels, candidates[:count], steps, order)
 
-    step()  # first use of kernels and thread pools
+    started = time.perf_counter()
+    step()  # first use of kernels and thread pools, and compilation
+    first = time.perf_counter() - started
     memory = peak_above_start(step, device)
     seconds = []
     for _ in range(args.repeats):
@@ -133,7 +147,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     stored = 4 * network.num_parameters * args.steps * (0 if args.variant == "plain unroll" else count)
-    return {"seconds": statistics.median(seconds), "peak_bytes": memory, "stored_bytes": stored}
+    return {"seconds": statistics.median(seconds), "first_seconds": first, "peak_bytes": memory, "stored_bytes": stored}
 
 
 def in_own_process(args: argparse.Namespace, variant: str, **changed: int) -> dict[str, float]:
@@ -173,7 +187,9 @@ def main() -> None:
     if args.variant is not None:
         print(json.dumps(measure(args)))
         return
-    rounds = [{variant: in_own_process(args, variant) for variant in VARIANTS} for _ in range(args.rounds)]
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        rounds = [{variant: in_own_process(args, variant) for variant in VARIANTS} for _ in range(args.rounds)]
     plain = VARIANTS[0]
     rows = {
         variant: {
@@ -181,19 +197,20 @@ def main() -> None:
             "ratio": statistics.median(figures[variant]["seconds"] / figures[plain]["seconds"] for figures in rounds),
             "peak_bytes": statistics.median(figures[variant]["peak_bytes"] for figures in rounds),
             "stored_bytes": rounds[0][variant]["stored_bytes"],
+            "first_seconds": rounds[0][variant]["first_seconds"],
         }
         for variant in VARIANTS
     }
     base = rows[plain]
     print(f"{hardware(args.device)}; torch {torch.__version__}; {args.threads} thread(s)")
     print(f"{args.network}, {args.size}x{args.size}, batch {args.batch}, {args.steps} student steps")
-    print(f"{'variant':36} {'s':>8} {'time':>6} {'peak MB':>9} {'less stored':>12} {'memory':>7}")
+    print(f"{'variant':36} {'s':>8} {'time':>6} {'peak MB':>9} {'less stored':>12} {'memory':>7} {'first s':>8}")
     for variant, row in rows.items():
         own = row["peak_bytes"] - row["stored_bytes"]
         print(
             f"{variant:36} {row['seconds']:8.3f} {row['ratio']:6.2f} "
             f"{row['peak_bytes'] / 1e6:9.1f} "
-            f"{own / 1e6:12.1f} {own / base['peak_bytes']:7.3f}"
+            f"{own / 1e6:12.1f} {own / base['peak_bytes']:7.3f} {row['first_seconds']:8.1f}"
         )
     growth = {steps: in_own_process(args, VARIANTS[1], steps=steps, repeats=1) for steps in (10, 20, 40, 80)}
     print("adjoint, 1 candidate: peak less stored parameters by student steps (MB)")

@@ -491,6 +491,10 @@ class DistillationModule(LightningModule):
         self._started = time.perf_counter()
         self._begun_step, self._selected, self._reference = -1, None, None  # of an earlier fit of the same module
 
+    def on_train_start(self) -> None:
+        """Let the objective prepare: now it is known what is learned, and whether from a checkpoint."""
+        self.objective.prepare(self.network, self.synthetic_set, self.trainer.max_steps, rank_zero_info)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
         space = self.synthetic_set.space

@@ -1,7 +1,7 @@
 """First- and second-order derivatives of a training loss at one point: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +29,69 @@ class Products(NamedTuple):
     targets: Tensor | None
 
 
+class CompiledLoss:
+    """A training loss with derivatives that torch.compile has compiled, for each shape of batch at its first use.
+
+    :func:`gradient` and :func:`gradient_products`, and so the student's unroll and its adjoint, take it in place of the
+    loss, and then differ from the eager ones by rounding. Called itself, it is the loss.
+
+    Compiling takes up to minutes. Shapes are never made symbolic: code for one shape is faster, and a run has one or
+    two.
+
+    Args:
+        loss: The loss; a pure function.
+        backend: Of torch.compile.
+
+    Example:
+        >>> loss = CompiledLoss(lambda t, x, y: (t**2 * x).sum(), backend="eager")
+        >>> gradient(loss, torch.tensor([3.0]), torch.tensor([2.0]), torch.zeros(1))
+        tensor([12.])
+    """
+
+    def __init__(self, loss: Loss, backend: str | Callable[..., Any] = "inductor") -> None:
+        def by_theta(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+            derivative: Tensor = grad(loss)(theta, images, targets)
+            return derivative
+
+        def products(theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor) -> Products:
+            return _jvp_of_grad(loss, theta, images, targets, tangent, wrt_targets=False)
+
+        def products_with_targets(theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor) -> Products:
+            return _jvp_of_grad(loss, theta, images, targets, tangent, wrt_targets=True)
+
+        self._loss = loss
+        self._gradient = _compiled(by_theta, backend)
+        self._products = {False: _compiled(products, backend), True: _compiled(products_with_targets, backend)}
+
+    def __call__(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss."""
+        return self._loss(theta, images, targets)
+
+    # Compiled code is bound to the properties of what it was compiled for, gradient mode included: these are made the
+    # same in every call. A state of the student must be copied, for it is a row of a larger storage, which forward mode
+    # under torch.compile refuses.
+
+    def gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """Return what :func:`gradient` does."""
+        with torch.no_grad():
+            derivative: Tensor = self._gradient(theta.clone(), images.detach().contiguous(), targets.detach())
+        return derivative
+
+    def products(
+        self, theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor, wrt_targets: bool = False
+    ) -> Products:
+        """Return what :func:`gradient_products` does."""
+        with torch.no_grad():
+            found: Products = self._products[wrt_targets](
+                theta.clone(), images.detach().contiguous(), targets.detach(), tangent.detach()
+            )
+        return found
+
+
 def gradient(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient of ``loss`` by theta, [P], without a graph."""
+    if isinstance(loss, CompiledLoss):
+        return loss.gradient(theta, images, targets)
     with torch.enable_grad():
         leaf = theta.detach().requires_grad_()
         return torch.autograd.grad(loss(leaf, images.detach(), targets.detach()), leaf)[0]
@@ -60,7 +121,7 @@ def gradient_products(
         order: ``"forward_over_reverse"`` is jvp(grad): the form that torch.compile and vmap accept.
             ``"reverse_over_reverse"`` is double backward: the same numbers, a fifth faster run eagerly
             (``benchmarks/step_cost.py``), but never to be put under ``vmap``, where it is silently wrong for affine
-            instance, batch and layer norm.
+            instance, batch and layer norm. A :class:`CompiledLoss` has the first form only.
 
     Example:
         >>> theta, x = torch.tensor([3.0]), torch.tensor([2.0])
@@ -68,12 +129,11 @@ def gradient_products(
         >>> p.gradient.item(), p.hessian.item(), p.images.item()
         (12.0, 4.0, 6.0)
     """
+    if isinstance(loss, CompiledLoss):
+        return loss.products(theta, images, targets, tangent, wrt_targets)
     theta, images, targets = theta.detach(), images.detach(), targets.detach()
     if order == "forward_over_reverse":
-        argnums = (0, 1, 2) if wrt_targets else (0, 1)
-        # Only theta carries a tangent: images enter as constants, so their zero tangent costs no convolution.
-        primal, tangents = jvp(lambda t: grad(loss, argnums=argnums)(t, images, targets), (theta,), (tangent,))[:2]
-        return Products(primal[0], tangents[0], tangents[1], tangents[2] if wrt_targets else None)
+        return _jvp_of_grad(loss, theta, images, targets, tangent, wrt_targets)
     with torch.enable_grad():
         theta.requires_grad_()
         images.requires_grad_()
@@ -112,3 +172,24 @@ def partial_gradients(
         leaves[index].requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(loss(leaves), [leaves[i] for i in wanted], create_graph=graph)
+
+
+def _jvp_of_grad(
+    loss: Loss, theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor, wrt_targets: bool
+) -> Products:
+    argnums = (0, 1, 2) if wrt_targets else (0, 1)
+    # Only theta carries a tangent: images enter as constants, so their zero tangent costs no convolution.
+    primal, tangents = jvp(lambda t: grad(loss, argnums=argnums)(t, images, targets), (theta,), (tangent,))[:2]
+    return Products(primal[0], tangents[0], tangents[1], tangents[2] if wrt_targets else None)
+
+
+def _compiled(function: Any, backend: str | Callable[..., Any]) -> Callable[..., Any]:  # noqa: ANN401
+    # torch keeps what it has compiled by code object, and refuses to hold more than eight versions of one. Functions
+    # that one `def` makes share its code object, and so would all runs in a process: each gets a copy of its own.
+    own = type(function)(
+        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
+    )
+    # The loss is pure, so tensors alone tell whether a call is of the kind that was compiled. To look through the whole
+    # network each time took a tenth of a step on 8 x 8 images.
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)

@@ -83,6 +83,23 @@ class MatchingObjective(ABC):
         del network, size, soft, candidates
         return MemoryEstimate(tuple(resident))
 
+    def prepare(
+        self, network: FunctionalNetwork, synthetic: SyntheticSet, steps: int, say: Callable[[str], None]
+    ) -> None:
+        """Do, before the first step of a run, what repays itself over its steps; nothing, unless overridden.
+
+        Args:
+            network: The architecture.
+            synthetic: S, with gradients required of what is learned.
+            steps: Distillation steps of the whole run, those before a resumption included: a resumed run then decides
+                as the uninterrupted one.
+            say: Shows a line to the person who is going to wait.
+
+        Raises:
+            InputError: If something that was asked for is impossible.
+        """
+        del network, synthetic, steps, say
+
     @abstractmethod
     def draw(
         self,

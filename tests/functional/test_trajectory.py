@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dd_lightning.functional.augment import DSA, augment
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.functional.products import Loss, Order
+from dd_lightning.functional.products import CompiledLoss, Loss, Order, gradient_products
 from dd_lightning.functional.trajectory import (
     InnerStep,
     permuted_batches,
@@ -103,6 +103,57 @@ def test_one_inner_step_in_float32_at_equal_theta(order: Order) -> None:
     problem.steps = problem.steps[:1]
     for value, reference in zip(problem.adjoint_gradients(order), problem.plain_gradients(), strict=True):
         assert relative_error(value, reference) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_compiled_student_is_exact_in_float64() -> None:
+    problem = Problem("ConvNet-1-W4", torch.float64, None, True, STRATEGY)
+    reference = problem.plain_gradients()
+    problem.loss, steps = CompiledLoss(problem.loss), problem.steps
+    problem.steps = steps[:1]
+    problem.adjoint_gradients("reverse_over_reverse")
+    problem.steps = steps
+    with torch.compiler.set_stance("fail_on_recompile"):  # what the first step needed serves all
+        found = problem.adjoint_gradients("reverse_over_reverse")
+    for value, expected in zip(found, reference, strict=True):
+        assert relative_error(value, expected) < 1e-9
+
+
+@pytest.mark.slow
+def test_compiled_products_in_float32_at_equal_theta() -> None:
+    problem = Problem("ConvNet-1-W4", torch.float32, None, False, "none")
+    tangent = problem.target - problem.start
+    point = (problem.start, problem.images, problem.targets, tangent)
+    compiled, eager = gradient_products(CompiledLoss(problem.loss), *point), gradient_products(problem.loss, *point)
+    for value, expected in zip(compiled[:3], eager[:3], strict=True):
+        assert value is not None
+        assert expected is not None
+        assert relative_error(value, expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("batch", "soft"), [(3, True), (5, False)], ids=["soft, with remainder", "hard, with remainder"]
+)
+def test_the_student_is_compiled_once_for_each_shape(batch: int, soft: bool) -> None:
+    # All that compiling does but the making of machine code, which takes most of the time.
+    problem = Problem("ConvNet-1-W4", torch.float64, batch, soft, STRATEGY)
+    reference = problem.plain_gradients()
+    problem.loss, steps = CompiledLoss(problem.loss, backend="aot_eager"), problem.steps
+    problem.steps = list({len(step.indices): step for step in steps}.values())
+    assert len(problem.steps) == 2
+    problem.adjoint_gradients("reverse_over_reverse")
+    problem.steps = steps
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found = problem.adjoint_gradients("reverse_over_reverse")
+    for value, expected in zip(found, reference, strict=True):
+        assert relative_error(value, expected) < 1e-9
+
+
+def test_any_number_of_losses_may_be_compiled_in_a_process() -> None:
+    point = (torch.tensor([3.0]), torch.tensor([2.0]), torch.zeros(1))
+    for factor in range(10):
+        loss = CompiledLoss(lambda t, x, y, factor=factor: factor * (t**2 * x).sum(), backend="eager")  # type: ignore[misc]
+        assert gradient_products(loss, *point, torch.ones(1)).hessian.item() == 4 * factor
 
 
 def test_finite_difference_of_the_whole_matching_loss() -> None:
