@@ -71,7 +71,7 @@ class ClasswiseMatching(MatchingObjective):
     winner's is, from the cotangents a that scoring has left: real images are not passed through the network again.
 
     NOTE: Keeping the synthetic graphs of all candidates would save the winner's first-order pass of synthetic images,
-    at the price of that memory. On a host it was slower altogether: so much memory is mapped anew in every step.
+    at the price of that memory. In the one trial, on a busy host, it was slower altogether.
 
     Args:
         batch_real: Real images of a class per step; 64 in IDC, 128 in DREAM and DREAM+, 256 in DC, DSA and DM.
