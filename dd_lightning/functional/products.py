@@ -1,11 +1,13 @@
 """First- and second-order derivatives of a training loss at one point: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp
+
+from dd_lightning.functional.compilation import Backend, compiled
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta [P], images [B, ...], targets [B] or [B, C]) -> the batch's mean loss, a scalar."""
@@ -48,7 +50,7 @@ class CompiledLoss:
         tensor([12.])
     """
 
-    def __init__(self, loss: Loss, backend: str | Callable[..., Any] = "inductor") -> None:
+    def __init__(self, loss: Loss, backend: Backend = "inductor") -> None:
         def by_theta(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
             derivative: Tensor = grad(loss)(theta, images, targets)
             return derivative
@@ -60,8 +62,8 @@ class CompiledLoss:
             return _jvp_of_grad(loss, theta, images, targets, tangent, wrt_targets=True)
 
         self._loss = loss
-        self._gradient = _compiled(by_theta, backend)
-        self._products = {False: _compiled(products, backend), True: _compiled(products_with_targets, backend)}
+        self._gradient = compiled(by_theta, backend)
+        self._products = {False: compiled(products, backend), True: compiled(products_with_targets, backend)}
 
     def __call__(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss."""
@@ -181,15 +183,3 @@ def _jvp_of_grad(
     # Only theta carries a tangent: images enter as constants, so their zero tangent costs no convolution.
     primal, tangents = jvp(lambda t: grad(loss, argnums=argnums)(t, images, targets), (theta,), (tangent,))[:2]
     return Products(primal[0], tangents[0], tangents[1], tangents[2] if wrt_targets else None)
-
-
-def _compiled(function: Any, backend: str | Callable[..., Any]) -> Callable[..., Any]:  # noqa: ANN401
-    # torch keeps what it has compiled by code object, and refuses to hold more than eight versions of one. Functions
-    # that one `def` makes share its code object, and so would all runs in a process: each gets a copy of its own.
-    own = type(function)(
-        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
-    )
-    # The loss is pure, so tensors alone tell whether a call is of the kind that was compiled. To look through the whole
-    # network each time took a tenth of a step on 8 x 8 images.
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
-    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)

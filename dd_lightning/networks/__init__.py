@@ -1,9 +1,10 @@
 """Networks: how they are named and built, and how they become functions of a flat parameter vector."""
 
+from dd_lightning.functional.precision import Parameters
 from dd_lightning.networks.alexnet import AlexNet
 from dd_lightning.networks.convnet import ConvNet
 from dd_lightning.networks.densenet import DenseNet
-from dd_lightning.networks.functional_network import FunctionalNetwork, Parameters, training_loss
+from dd_lightning.networks.functional_network import FunctionalNetwork, training_loss
 from dd_lightning.networks.registry import (
     NetworkFactory,
     NetworkSpec,

@@ -1,6 +1,5 @@
 """A network as a function of one flat parameter vector."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Self
 
@@ -11,11 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
+from dd_lightning.functional.precision import Parameters, Precision, in_precision
 from dd_lightning.functional.products import Loss
 from dd_lightning.networks.registry import NetworkSpec, build_network, network_name
-
-Parameters = Tensor | Sequence[Tensor]
-"""Of one network: the vector [P], or its parts in their own shapes."""
 
 
 class FunctionalNetwork:
@@ -226,6 +223,12 @@ class FunctionalNetwork:
         return state
 
 
-def training_loss(network: FunctionalNetwork) -> Loss:
-    """Return the mean cross-entropy of a network as a function of (theta [P], images, targets)."""
-    return lambda theta, images, targets: classification_loss(network(theta, images), targets)
+def training_loss(network: FunctionalNetwork, precision: Precision = "float32") -> Loss:
+    """Return the mean cross-entropy of a network as a function of (theta [P], images, targets).
+
+    Args:
+        network: The architecture.
+        precision: What its layers compute in; the cross-entropy stays in the parameters' own precision.
+    """
+    logits = in_precision(network, precision)
+    return lambda theta, images, targets: classification_loss(logits(theta, images), targets)

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dd_lightning.functional.augment import DSA, hungriest
+from dd_lightning.functional.compilation import Compile, compile_choice
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.products import CompiledLoss, Loss
 from dd_lightning.functional.random import StepContext, step_generator
@@ -30,8 +31,6 @@ from dd_lightning.synthetic import SyntheticSet
 
 SMALLEST_PIECE = 16
 """Images of the smallest piece that ``micro_batch: auto`` makes: smaller ones would cost time and free little."""
-
-Compile = Literal["auto", "on", "off"]
 
 REPAYING_STEPS = 50_000
 """Student steps in a run from which ``compile: auto`` compiles, on CUDA: a minute is 1.2 ms for each of so many."""
@@ -92,15 +91,11 @@ class TrajectoryMatching(MatchingObjective):
         self.syn_steps = syn_steps
         self.batch_syn = batch_syn
         self.augmentation = DSA(augmentation)
-        if isinstance(compile, bool):  # YAML's reading of a bare on or off
-            compile = "on" if compile else "off"
-        if compile not in get_args(Compile):
-            raise InputError(f"compile is {compile!r}; use one of {', '.join(get_args(Compile))}")
         self.loss_threshold = loss_threshold
         self.micro_batch: int | Literal["auto"] | None = micro_batch
         self.memory_gb = memory_gb
         self._automatic: int | None = None
-        self.compile: Compile = compile
+        self.compile = compile_choice(compile)
         self._compiled: tuple[FunctionalNetwork, CompiledLoss] | None = None
 
     @staticmethod

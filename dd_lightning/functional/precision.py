@@ -1,0 +1,55 @@
+"""The precision that networks compute in, while parameters, images and losses stay in float32."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""What a network's layers compute in. ``tf32`` rounds the factors of products, on CUDA alone."""
+
+Parameters = Tensor | Sequence[Tensor]
+"""Of one network: the vector [P], or its parts in their own shapes."""
+
+
+def in_precision(
+    network: Callable[[Parameters, Tensor], Tensor], precision: Precision
+) -> Callable[[Parameters, Tensor], Tensor]:
+    """Return a network whose layers compute in bfloat16 and whose logits are float32; itself in other precisions.
+
+    Derivatives by its parameters and images are in their own precision.
+
+    Example:
+        >>> def twice(theta, images):
+        ...     return (theta * images).sum(1, keepdim=True)
+        >>> in_precision(twice, "bfloat16")(torch.tensor([1 / 3]), torch.ones(1, 1)).item()
+        0.333984375
+    """
+    if precision != "bfloat16":
+        return network
+
+    def rounded(theta: Parameters, images: Tensor) -> Tensor:
+        low = theta.bfloat16() if isinstance(theta, Tensor) else [part.bfloat16() for part in theta]
+        return network(low, images.bfloat16()).float()
+
+    return rounded
+
+
+@contextmanager
+def tensor_float(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Let convolutions and matrix products on CUDA use TF32 where that is the precision, and nowhere else.
+
+    torch by itself uses it for convolutions unasked.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    allowed, matmul = precision == "tf32", torch.backends.cuda.matmul
+    before, cudnn = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before, cudnn
