@@ -27,15 +27,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dd_lightning.ensemble import ensemble_pays
 from dd_lightning.functional.augment import DSA, augment
-from dd_lightning.functional.products import CompiledLoss, Loss, Order
+from dd_lightning.functional.products import CompiledLoss, Loss, Order, compiled_order
 from dd_lightning.functional.trajectory import (
     InnerStep,
     permuted_batches,
     trajectory_loss,
     trajectory_loss_gradient,
-    unroll,
     unroll_adjoint,
+    unroll_together,
 )
 from dd_lightning.networks import FunctionalNetwork, training_loss
 
@@ -43,9 +44,11 @@ VARIANTS = (
     "plain unroll",
     "adjoint, 1 candidate",
     "adjoint, 3 candidates",
-    "adjoint by jvp(grad), 1 candidate",
+    "adjoint by grad(jvp), 1 candidate",
     "adjoint, compiled, 1 candidate",
     "adjoint, compiled, 3 candidates",
+    "compiled, bfloat16, 1 candidate",
+    "compiled, bfloat16, 3 candidates",
 )
 
 
@@ -70,9 +73,11 @@ def adjoint_step(
     candidates: list[list[Tensor]],
     steps: list[InnerStep],
     order: Order,
+    vectorised: bool,
 ) -> None:
     """Score the candidates, then differentiate the first one."""
-    paths = [unroll(loss, start, lr.detach(), images.detach(), labels, steps) for start, _ in candidates]
+    starts = [start for start, _ in candidates]
+    paths = unroll_together(loss, starts, lr.detach(), images.detach(), labels, steps, vectorised=vectorised)
     (start, target), path = candidates[0], paths[0]
     del paths
     cotangent = trajectory_loss_gradient(path[-1], start, target)
@@ -123,17 +128,19 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     for seed in range(3):
         start = network.initial(seed).to(device)
         candidates.append([start, start + 0.01 * torch.randn(start.shape, generator=generator).to(device)])
-    order: Order = "forward_over_reverse" if "jvp" in args.variant else "reverse_over_reverse"
+    order: Order = "reverse_over_forward" if "jvp" in args.variant else "reverse_over_reverse"
     count = 3 if "3 cand" in args.variant else 1
-    loss = training_loss(network)
+    vectorised = count > 1 and ensemble_pays(device.type, args.batch * args.size**2)
+    loss = training_loss(network, "bfloat16" if "bfloat16" in args.variant else "float32")
     if "compiled" in args.variant:
-        loss = CompiledLoss(loss)
+        few = (candidates[0][0], images[:2], labels[:2])
+        loss = CompiledLoss(loss, compiled_order(training_loss(network), *few))
 
     def step() -> None:
         if args.variant == "plain unroll":
             plain_step(network, images, lr, labels, candidates[0], steps)
         else:
-            adjoint_step(loss, images, lr, labels, candidates[:count], steps, order)
+            adjoint_step(loss, images, lr, labels, candidates[:count], steps, order, vectorised)
 
     started = time.perf_counter()
     step()  # first use of kernels and thread pools, and compilation

@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     # as the module counts what a run holds all the time
     data = (MemoryPart("real data", REAL_IMAGES * (image + 8)), MemoryPart("synthetic set", 5 * size * image))
     before = data[0].size + 4 * size * image
-    estimate = objective.plan_memory(network, size, False, 1, data)
+    estimate = objective.plan_memory(network, size, False, 1, data, "cpu")
     network.to(device)
     generator = torch.Generator().manual_seed(0)
     synthetic = SyntheticSet(torch.randn(size, *SHAPE, generator=generator), class_labels(CLASSES, cell.ipc), 0.01).to(

@@ -242,12 +242,9 @@ class DistillationModule(LightningModule):
     def score(self, keys: Sequence[CandidateKey]) -> list[ScoredCandidate]:
         """Score candidates on the current synthetic set, all with the same draws."""
         self._begin_step()
-        synthetic, real, sole = self.synthetic_set, self.real, len(keys) == 1
         with self.memory_shortage_told("scoring", self.memory_remedy):
-            scored = [
-                self.objective.score(synthetic, real, self.network, self.pool.load(key), self._draw, sole)
-                for key in keys
-            ]
+            candidates = [self.pool.load(key) for key in keys]
+            scored = self.objective.score_all(self.synthetic_set, self.real, self.network, candidates, self._draw)
         self.candidate_evaluations += len(scored)
         return scored
 
@@ -423,7 +420,12 @@ class DistillationModule(LightningModule):
         )
         size = real.num_classes * self.effective_ipc
         return self.objective.plan_memory(
-            self.network, size, self.label_kind == "soft", self._candidates_per_step, resident
+            self.network,
+            size,
+            self.label_kind == "soft",
+            self._candidates_per_step,
+            resident,
+            self.trainer.strategy.root_device.type,
         )
 
     def _initial_set(self, real: RealSet, init: Initialisation) -> SyntheticSet:

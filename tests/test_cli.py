@@ -223,18 +223,18 @@ def test_bad_input_is_one_line_and_loses_nothing(
 
 def test_a_loss_that_is_nan_keeps_the_last_good_checkpoint(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = images(fit())
-    score = TrajectoryMatching.score
+    score = TrajectoryMatching.score_all
     calls: list[None] = []
 
-    def broken(self: TrajectoryMatching, *args: Any, **kwargs: Any) -> ScoredCandidate:  # noqa: ANN401
+    def broken(self: TrajectoryMatching, *args: Any, **kwargs: Any) -> list[ScoredCandidate]:  # noqa: ANN401
         scored = score(self, *args, **kwargs)
         calls.append(None)
         if len(calls) == 4:
-            scored.loss.fill_(float("nan"))
+            scored[0].loss.fill_(float("nan"))
         return scored
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrajectoryMatching, "score", broken)
+        patch.setattr(TrajectoryMatching, "score_all", broken)
         with pytest.raises(SystemExit):
             fit()
     assert torch.equal(images(fit("--ckpt_path", "last")), whole)

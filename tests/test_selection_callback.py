@@ -13,10 +13,11 @@ from torch import Tensor
 from dd_lightning.callbacks import TrajectorySelectionCallback
 from dd_lightning.functional import products, trajectory
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.products import Loss
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.functional.selection import Favor, sample_index, selection_probabilities
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import MatchingObjective, ScoredCandidate, TrajectoryMatching, trajectory_matching
+from dd_lightning.objectives import MatchingObjective, ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import TrajectoryPool
 from tests import small
 
@@ -29,9 +30,10 @@ class Watch(TrajectoryMatching):
         self.scored: list[ScoredCandidate] = []
         self.differentiated: list[ScoredCandidate] = []
 
-    def score(self, *arguments: Any) -> ScoredCandidate:  # noqa: ANN401
-        self.scored.append(super().score(*arguments))
-        return self.scored[-1]
+    def score_all(self, *arguments: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+        scored = super().score_all(*arguments)
+        self.scored += scored
+        return scored
 
     def loss(self, synthetic: Any, network: Any, scored: ScoredCandidate) -> Tensor:  # noqa: ANN401
         self.differentiated.append(scored)
@@ -39,26 +41,18 @@ class Watch(TrajectoryMatching):
 
 
 def test_the_winners_work_is_reused(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unrolls = gradients = 0
+    passes: list[int] = []
 
-    def counted_unroll(*arguments: Any) -> list[Tensor]:  # noqa: ANN401
-        nonlocal unrolls
-        unrolls += 1
-        return unroll(*arguments)
+    def counted(loss: Loss, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        passes.append(len(thetas))
+        return products.gradients(loss, thetas, images, targets)
 
-    def counted_gradient(*arguments: Any) -> Tensor:  # noqa: ANN401
-        nonlocal gradients
-        gradients += 1
-        return gradient(*arguments)
-
-    unroll, gradient = trajectory.unroll, products.gradient
-    monkeypatch.setattr(trajectory_matching, "unroll", counted_unroll)
-    monkeypatch.setattr(trajectory, "gradient", counted_gradient)
+    monkeypatch.setattr(trajectory, "gradients", counted)
     watch, steps = Watch(), 4
     distilled = small.module(store, objective=watch)
     small.fit(tmp_path, distilled, small.selection(num_candidates=3), steps=steps)
-    assert len(watch.scored) == unrolls == distilled.candidate_evaluations == 3 * steps
-    assert gradients == 3 * steps * watch.syn_steps  # first-order passes of scoring; the backward adds none
+    assert len(watch.scored) == distilled.candidate_evaluations == 3 * steps
+    assert passes == [3] * steps * watch.syn_steps  # first-order passes of scoring, on all together; no others
     assert len(watch.differentiated) == steps
     for step, winner in enumerate(watch.differentiated):
         candidates = watch.scored[3 * step : 3 * step + 3]

@@ -265,6 +265,36 @@ def augment(images: Tensor, draw: AugmentationDraw) -> Tensor:
     return _APPLY[draw.operation](images, values, draw.extent)
 
 
+def join_draws(
+    draws: Sequence[AugmentationDraw], batches: Sequence[int]
+) -> list[tuple[tuple[int, ...], AugmentationDraw]]:
+    """Join the draws of several batches, one for each operation, so that few calls of `augment` do them all.
+
+    Args:
+        draws: One for each batch, all of one policy.
+        batches: Their sizes.
+
+    Returns:
+        Positions of the batches that belong together, and the draw for their images, one batch after another.
+
+    Example:
+        >>> draws = [AugmentationDraw("flip", torch.ones(n, 1), (2, 2), (0, 0)) for n in (2, 1)]
+        >>> draws.insert(1, AugmentationDraw("none", torch.ones(1, 0), (2, 2), (0, 0)))
+        >>> [(members, joined.operation, len(joined.values)) for members, joined in join_draws(draws, [2, 2, 3])]
+        [((0, 2), 'flip', 5), ((1,), 'none', 2)]
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for position, draw in enumerate(draws):
+        groups.setdefault((draw.operation, draw.size, draw.extent), []).append(position)
+    return [
+        (
+            tuple(members),
+            draws[members[0]]._replace(values=torch.cat([draws[i].values.expand(batches[i], -1) for i in members])),
+        )
+        for members in groups.values()
+    ]
+
+
 def hungriest(operations: Sequence[str]) -> str:
     """Return which of some operations needs the most memory on its way there and back; ``none`` of no operation.
 

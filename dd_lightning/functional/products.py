@@ -1,31 +1,41 @@
-"""First- and second-order derivatives of a training loss at one point: the primitive of every matching method."""
+"""First- and second-order derivatives of a training loss: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad, grad_and_value, jvp, vmap
 
 from dd_lightning.functional.compilation import Backend, compiled
+from dd_lightning.functional.errors import InputError
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta [P], images [B, ...], targets [B] or [B, C]) -> the batch's mean loss, a scalar."""
 
-Order = Literal["forward_over_reverse", "reverse_over_reverse"]
+Order = Literal["reverse_over_reverse", "forward_over_reverse", "reverse_over_forward"]
+"""How second derivatives are evaluated; the numbers are the same.
+
+* ``"reverse_over_reverse"``, double backward, is the fastest one to run eagerly (``benchmarks/step_cost.py``). It must
+  never be put under ``vmap``, where it is silently wrong for affine instance, batch and layer norm.
+* ``"forward_over_reverse"`` is jvp(grad), which torch.compile and vmap accept.
+* ``"reverse_over_forward"`` is grad(jvp), the gradient of the slope a . g. It has the fewest convolutions, for g itself
+  is never made, and is the fastest one when compiled. torch's own formulas make it silently wrong for batch and layer
+  norm: :func:`compiled_order` tells.
+"""
 
 
 class Products(NamedTuple):
     """What :func:`gradient_products` returns; ``g`` is the gradient of the loss and ``a`` the tangent, both [P].
 
     Attributes:
-        gradient: g itself, [P].
+        slope: a . g, the derivative of the loss along the tangent, a scalar.
         hessian: H a, the derivative of (a . g) by theta, [P].
         images: The mixed product, the derivative of (a . g) by the images, shaped like them.
         targets: The derivative of (a . g) by the targets, shaped like them; None unless it was asked for.
     """
 
-    gradient: Tensor
+    slope: Tensor
     hessian: Tensor
     images: Tensor
     targets: Tensor | None
@@ -34,14 +44,12 @@ class Products(NamedTuple):
 class CompiledLoss:
     """A training loss with derivatives that torch.compile has compiled, for each shape of batch at its first use.
 
-    :func:`gradient` and :func:`gradient_products`, and so the student's unroll and its adjoint, take it in place of the
-    loss, and then differ from the eager ones by rounding. Called itself, it is the loss.
-
-    Compiling takes up to minutes. Shapes are never made symbolic: code for one shape is faster, and a run has one or
-    two.
+    :func:`gradient`, :func:`gradients` and :func:`gradient_products`, and so the student's unroll and its adjoint, take
+    it in place of the loss, and then differ from the eager ones by rounding. Called itself, it is the loss.
 
     Args:
         loss: The loss; a pure function.
+        order: Of :func:`gradient_products`; any but ``"reverse_over_reverse"``.
         backend: Of torch.compile.
 
     Example:
@@ -50,34 +58,45 @@ class CompiledLoss:
         tensor([12.])
     """
 
-    def __init__(self, loss: Loss, backend: Backend = "inductor") -> None:
+    def __init__(self, loss: Loss, order: Order = "forward_over_reverse", backend: Backend = "inductor") -> None:
+        second = _SECOND[order]
+
         def by_theta(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
             derivative: Tensor = grad(loss)(theta, images, targets)
             return derivative
 
+        def by_thetas(thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+            derivatives: Tensor = vmap(grad(loss), (0, None, None))(thetas, images, targets)
+            return derivatives
+
         def products(theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor) -> Products:
-            return _jvp_of_grad(loss, theta, images, targets, tangent, wrt_targets=False)
+            return second(loss, theta, images, targets, tangent, False)
 
         def products_with_targets(theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor) -> Products:
-            return _jvp_of_grad(loss, theta, images, targets, tangent, wrt_targets=True)
+            return second(loss, theta, images, targets, tangent, True)
 
         self._loss = loss
-        self._gradient = compiled(by_theta, backend)
+        self._gradient, self._gradients = compiled(by_theta, backend), compiled(by_thetas, backend)
         self._products = {False: compiled(products, backend), True: compiled(products_with_targets, backend)}
 
     def __call__(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss."""
         return self._loss(theta, images, targets)
 
-    # Compiled code is bound to the properties of what it was compiled for, gradient mode included: these are made the
-    # same in every call. A state of the student must be copied, for it is a row of a larger storage, which forward mode
-    # under torch.compile refuses.
+    # The properties of arguments are made the same in every call, for compiled code is bound to them. A state of the
+    # student must be copied, for it is a row of a larger storage, which forward mode under torch.compile refuses.
 
     def gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return what :func:`gradient` does."""
         with torch.no_grad():
-            derivative: Tensor = self._gradient(theta.clone(), images.detach().contiguous(), targets.detach())
+            derivative: Tensor = self._gradient(theta.clone(), _laid_out(images), targets.detach())
         return derivative
+
+    def gradients(self, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """Return what :func:`gradients` does."""
+        with torch.no_grad():
+            derivatives: Tensor = self._gradients(thetas.detach(), _laid_out(images), targets.detach())
+        return derivatives
 
     def products(
         self, theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor, wrt_targets: bool = False
@@ -85,7 +104,7 @@ class CompiledLoss:
         """Return what :func:`gradient_products` does."""
         with torch.no_grad():
             found: Products = self._products[wrt_targets](
-                theta.clone(), images.detach().contiguous(), targets.detach(), tangent.detach()
+                theta.clone(), _laid_out(images), targets.detach(), tangent.detach()
             )
         return found
 
@@ -97,6 +116,14 @@ def gradient(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Tens
     with torch.enable_grad():
         leaf = theta.detach().requires_grad_()
         return torch.autograd.grad(loss(leaf, images.detach(), targets.detach()), leaf)[0]
+
+
+def gradients(loss: Loss, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradients [M, P] of ``loss`` by several thetas [M, P] on the same batch, by one vmapped pass."""
+    if isinstance(loss, CompiledLoss):
+        return loss.gradients(thetas, images, targets)
+    derivatives: Tensor = vmap(grad(loss), (0, None, None))(thetas.detach(), images.detach(), targets.detach())
+    return derivatives
 
 
 def gradient_products(
@@ -120,22 +147,19 @@ def gradient_products(
         targets: Its labels, [B], or its label logits, [B, C].
         tangent: a, [P].
         wrt_targets: Also return the derivative by ``targets``, which must then be floating point.
-        order: ``"forward_over_reverse"`` is jvp(grad): the form that torch.compile and vmap accept.
-            ``"reverse_over_reverse"`` is double backward: the same numbers, a fifth faster run eagerly
-            (``benchmarks/step_cost.py``), but never to be put under ``vmap``, where it is silently wrong for affine
-            instance, batch and layer norm. A :class:`CompiledLoss` has the first form only.
+        order: See :data:`Order`. A :class:`CompiledLoss` has its own.
 
     Example:
         >>> theta, x = torch.tensor([3.0]), torch.tensor([2.0])
         >>> p = gradient_products(lambda t, x, y: (t**2 * x).sum(), theta, x, x, torch.ones(1))
-        >>> p.gradient.item(), p.hessian.item(), p.images.item()
+        >>> p.slope.item(), p.hessian.item(), p.images.item()
         (12.0, 4.0, 6.0)
     """
     if isinstance(loss, CompiledLoss):
         return loss.products(theta, images, targets, tangent, wrt_targets)
     theta, images, targets = theta.detach(), images.detach(), targets.detach()
-    if order == "forward_over_reverse":
-        return _jvp_of_grad(loss, theta, images, targets, tangent, wrt_targets)
+    if order != "reverse_over_reverse":
+        return _SECOND[order](loss, theta, images, targets, tangent, wrt_targets)
     with torch.enable_grad():
         theta.requires_grad_()
         images.requires_grad_()
@@ -144,7 +168,34 @@ def gradient_products(
             leaves.append(targets.requires_grad_())
         (g,) = torch.autograd.grad(loss(theta, images, targets), theta, create_graph=True)
         products = torch.autograd.grad(g, leaves, tangent, materialize_grads=True)
-    return Products(g.detach(), products[0], products[1], products[2] if wrt_targets else None)
+    return Products(tangent @ g.detach(), products[0], products[1], products[2] if wrt_targets else None)
+
+
+def compiled_order(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Order:
+    """Return the fastest order for a :class:`CompiledLoss` of those that are right for a network.
+
+    That is found out by comparison with double backward in float64, at this point and with a random tangent.
+
+    Args:
+        loss: The training loss, of any precision.
+        theta: Parameters, [P].
+        images: A few images, [B, ...].
+        targets: Their labels, [B], or label logits, [B, C].
+
+    Raises:
+        InputError: If none is right.
+    """
+    generator = torch.Generator().manual_seed(0)
+    theta, images = theta.detach().double(), images.detach().double()
+    targets = targets.detach().double() if targets.is_floating_point() else targets
+    theta = theta + 0.01 * torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta.device)
+    tangent = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta.device)
+    exact = gradient_products(loss, theta, images, targets, tangent)
+    for order, second in reversed(_SECOND.items()):
+        found = second(loss, theta, images, targets, tangent, False)
+        if all(torch.dist(a, b) <= 1e-8 * b.norm() for a, b in zip(found[:3], exact[:3], strict=True)):
+            return order
+    raise InputError("the network's second derivatives in forward mode are not those of double backward")
 
 
 def partial_gradients(
@@ -179,7 +230,31 @@ def partial_gradients(
 def _jvp_of_grad(
     loss: Loss, theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor, wrt_targets: bool
 ) -> Products:
-    argnums = (0, 1, 2) if wrt_targets else (0, 1)
+    derivative = grad_and_value(loss, argnums=(0, 1, 2) if wrt_targets else (0, 1))
     # Only theta carries a tangent: images enter as constants, so their zero tangent costs no convolution.
-    primal, tangents = jvp(lambda t: grad(loss, argnums=argnums)(t, images, targets), (theta,), (tangent,))[:2]
-    return Products(primal[0], tangents[0], tangents[1], tangents[2] if wrt_targets else None)
+    by, slope = jvp(lambda t: derivative(t, images, targets), (theta,), (tangent,))[1]
+    return Products(slope, by[0], by[1], by[2] if wrt_targets else None)
+
+
+def _grad_of_jvp(
+    loss: Loss, theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor, wrt_targets: bool
+) -> Products:
+    def slope(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        along: Tensor = jvp(lambda t: loss(t, images, targets), (theta,), (tangent,))[1]
+        return along
+
+    by, value = grad_and_value(slope, argnums=(0, 1, 2) if wrt_targets else (0, 1))(theta, images, targets)
+    return Products(value, by[0], by[1], by[2] if wrt_targets else None)
+
+
+_SECOND: dict[Order, Callable[[Loss, Tensor, Tensor, Tensor, Tensor, bool], Products]] = {
+    "forward_over_reverse": _jvp_of_grad,
+    "reverse_over_forward": _grad_of_jvp,
+}
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    # On a host, a convolution of 3 channels in float32 is nine times faster with the channels last, and compiled code
+    # keeps to it.
+    last = images.dim() == 4 and images.device.type == "cpu" and images.dtype == torch.float32
+    return images.detach().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

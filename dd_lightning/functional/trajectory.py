@@ -1,13 +1,16 @@
 """Trajectory matching: the student's unroll, the matching loss, and its exact adjoint in the memory of one step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.augment import AugmentationDraw, augment
-from dd_lightning.functional.products import Loss, Order, gradient, gradient_products
+from dd_lightning.functional.augment import AugmentationDraw, augment, join_draws
+from dd_lightning.functional.products import Loss, Order, gradient, gradient_products, gradients
+
+AUGMENTED_TOGETHER = 2 * 2**20
+"""Most bytes of several batches that are augmented together. The way back needs up to thirty times as much."""
 
 
 class InnerStep(NamedTuple):
@@ -71,6 +74,11 @@ def permuted_batches(size: int, batch: int | None, steps: int, generator: torch.
     return batches
 
 
+def images_augmented_together(batch: int, steps: int, image_bytes: int) -> int:
+    """Return how many images :func:`unroll` augments at once, with ``steps`` batches that are not cut into pieces."""
+    return batch * max(1, min(steps, AUGMENTED_TOGETHER // (batch * image_bytes)))
+
+
 def unroll(
     loss: Loss,
     theta: Tensor,
@@ -94,16 +102,60 @@ def unroll(
         steps: The N steps to take.
         micro_batch: The most images of a batch that pass through the network at once; null is all of them.
     """
+    return unroll_together(loss, [theta], lr, images, targets, steps, micro_batch=micro_batch, vectorised=False)[0]
+
+
+def unroll_together(
+    loss: Loss,
+    thetas: Sequence[Tensor],
+    lr: Tensor,
+    images: Tensor,
+    targets: Tensor,
+    steps: Sequence[InnerStep],
+    *,
+    micro_batch: int | None = None,
+    vectorised: bool,
+) -> list[list[Tensor]]:
+    """Train several students on the same batches; each one's path is that of :func:`unroll`, up to rounding.
+
+    They share the augmented batches.
+
+    Args:
+        loss: The students' training loss.
+        thetas: Where they start, M vectors [P].
+        lr: See :func:`unroll`, as for the others.
+        images: The synthetic images.
+        targets: Their labels or label logits.
+        steps: The N steps to take.
+        micro_batch: The most images of a batch that pass through a network at once.
+        vectorised: Take each step with all students at once, by ``vmap``, rather than with one after another. It needs
+            the memory of M steps.
+
+    Returns:
+        M paths of N + 1 vectors [P].
+    """
     with torch.no_grad():
-        # One block for the whole path: kept vectors strewn among each step's temporaries would fragment the heap.
-        path = list(theta.new_empty(len(steps) + 1, len(theta)).unbind())
-        path[0].copy_(theta)
-        for here, following, step in zip(path, path[1:], steps, strict=False):
-            following.copy_(here)
-            for share, piece in step.pieces(micro_batch):
-                batch = augment(images[piece.indices], piece.augmentation)
-                following -= lr * share * gradient(loss, here, batch, targets[piece.indices])
-    return path
+        # One block for a whole path: kept vectors strewn among each step's temporaries would fragment the heap. One for
+        # each student, because the paths that are not chosen are given up.
+        paths = [list(theta.new_empty(len(steps) + 1, len(theta)).unbind()) for theta in thetas]
+        for path, theta in zip(paths, thetas, strict=True):
+            path[0].copy_(theta)
+        for block in _blocks(steps, micro_batch, images):
+            for piece, batch in zip(block, _AugmentedBlock(images, block, graph=False).batches(), strict=True):
+                labels = targets[piece.indices]
+                here = [path[piece.step] for path in paths]
+                directions: Iterable[Tensor]
+                if vectorised:
+                    directions = gradients(loss, torch.stack(here), batch, labels).unbind()
+                else:
+                    # one at a time, so that only one gradient is held
+                    directions = (gradient(loss, theta, batch, labels) for theta in here)
+                for path, direction in zip(paths, directions, strict=True):
+                    following = path[piece.step + 1]
+                    if piece.first:
+                        following.copy_(path[piece.step])
+                    following -= lr * piece.share * direction
+    return paths
 
 
 def unroll_adjoint(
@@ -144,24 +196,24 @@ def unroll_adjoint(
     by_images = torch.zeros_like(images)
     by_targets = torch.zeros_like(targets) if wrt_targets else None
     by_lr = torch.zeros_like(lr)
-    a = cotangent
-    for theta, step in zip(reversed(path[:-1]), reversed(steps), strict=True):
-        following = a
-        for share, piece in step.pieces(micro_batch):
-            rate = lr * share
-            with torch.enable_grad():
-                leaf = images[piece.indices].detach().requires_grad_()
-                batch = augment(leaf, piece.augmentation)
-            labels = targets[piece.indices]
-            products = gradient_products(loss, theta, batch, labels, a, wrt_targets=wrt_targets, order=order)
-            by_lr -= share * (a @ products.gradient)
-            # The indices of a batch are distinct, so this is a plain assignment: deterministic on every device.
-            by_images[piece.indices] += torch.autograd.grad(batch, leaf, -rate * products.images)[0]
+    following = a = cotangent
+    for block in reversed(_blocks(steps, micro_batch, images)):
+        augmented = _AugmentedBlock(images, block, graph=True)
+        cotangents: list[Tensor] = []
+        for piece, batch in reversed(list(zip(block, augmented.batches(), strict=True))):
+            if piece.last:
+                a = following
+            rate, labels = lr * piece.share, targets[piece.indices]
+            products = gradient_products(loss, path[piece.step], batch, labels, a, wrt_targets=wrt_targets, order=order)
+            by_lr -= piece.share * products.slope
+            cotangents.append(-rate * products.images)
             if by_targets is not None and products.targets is not None:
                 by_targets[piece.indices] -= rate * products.targets
             following = following - rate * products.hessian
-            del leaf, batch, products  # before those of the next piece are made
-        a = following
+            del products  # before those of the next piece are made
+        # The indices of a batch are distinct, so each of these is a plain assignment: deterministic on every device.
+        for piece, by_batch in zip(block, augmented.pull_back(cotangents[::-1]), strict=True):
+            by_images[piece.indices] += by_batch
     return Adjoint(by_images, by_lr, by_targets)
 
 
@@ -179,3 +231,61 @@ def trajectory_loss(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
 def trajectory_loss_gradient(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
     """Return the derivative of :func:`trajectory_loss` by theta, [P]: the adjoint's first cotangent."""
     return 2 * (theta - target) / (start - target).square().sum()
+
+
+class _Piece(NamedTuple):
+    """What passes through the network at once, of one student step."""
+
+    step: int
+    share: float
+    indices: Tensor
+    augmentation: AugmentationDraw
+    first: bool
+    last: bool
+
+
+def _blocks(steps: Sequence[InnerStep], micro_batch: int | None, images: Tensor) -> list[list[_Piece]]:
+    """Cut the steps into pieces, in their order, and collect whole batches in blocks that are augmented together."""
+    blocks: list[list[_Piece]] = []
+    room = 0  # none is left by a piece: whoever cuts batches has no memory to spare
+    for index, step in enumerate(steps):
+        pieces = step.pieces(micro_batch)
+        for position, (share, part) in enumerate(pieces):
+            size = len(part.indices) * images[0].nbytes
+            if size > room:
+                blocks.append([])
+                room = AUGMENTED_TOGETHER if len(pieces) == 1 else size
+            room -= size
+            blocks[-1].append(_Piece(index, share, *part, position == 0, position == len(pieces) - 1))
+    return blocks
+
+
+class _AugmentedBlock:
+    """The augmented batches of a block of pieces, and the way back from them: a few calls for each operation."""
+
+    def __init__(self, images: Tensor, block: Sequence[_Piece], graph: bool) -> None:
+        self._sizes = [len(piece.indices) for piece in block]
+        self._groups = []
+        for members, draw in join_draws([piece.augmentation for piece in block], self._sizes):
+            leaf = images[torch.cat([block[i].indices for i in members])].detach().requires_grad_(graph)
+            with torch.set_grad_enabled(graph):
+                self._groups.append((members, leaf, augment(leaf, draw)))
+
+    def batches(self) -> list[Tensor]:
+        """Return each piece's augmented images, without a graph."""
+        return self._apart([augmented.detach() for _, _, augmented in self._groups])
+
+    def pull_back(self, cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients by each piece's images of functions with these gradients by its augmented images."""
+        return self._apart(
+            [
+                torch.autograd.grad(augmented, leaf, torch.cat([cotangents[i] for i in members]))[0]
+                for members, leaf, augmented in self._groups
+            ]
+        )
+
+    def _apart(self, of_groups: Sequence[Tensor]) -> list[Tensor]:
+        parts: dict[int, Tensor] = {}
+        for (members, _, _), joined in zip(self._groups, of_groups, strict=True):
+            parts |= zip(members, joined.split([self._sizes[i] for i in members]), strict=True)
+        return [parts[i] for i in range(len(parts))]

@@ -66,7 +66,13 @@ class MatchingObjective(ABC):
         del network, real
 
     def plan_memory(
-        self, network: FunctionalNetwork, size: int, soft: bool, candidates: int, resident: Sequence[MemoryPart]
+        self,
+        network: FunctionalNetwork,
+        size: int,
+        soft: bool,
+        candidates: int,
+        resident: Sequence[MemoryPart],
+        device_type: str,
     ) -> MemoryEstimate:
         """Estimate the peak of a step, and settle what depends on it; called once before the first step.
 
@@ -76,11 +82,12 @@ class MatchingObjective(ABC):
             soft: Whether their labels are soft.
             candidates: Candidates that are scored in each step.
             resident: What is held all the time.
+            device_type: Where the steps will be computed: ``torch.device.type``.
 
         Raises:
             InputError: If the objective cannot work in the way that it was told to.
         """
-        del network, size, soft, candidates
+        del network, size, soft, candidates, device_type
         return MemoryEstimate(tuple(resident))
 
     def prepare(
@@ -140,6 +147,18 @@ class MatchingObjective(ABC):
             draw: The step's draws.
             sole: It is the step's only candidate, so its gradient is certain to be wanted.
         """
+
+    def score_all(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        candidates: Sequence[Any],
+        draw: Any,  # noqa: ANN401
+    ) -> list[ScoredCandidate]:
+        """Score the candidates of a step, each as :meth:`score` does; to be overridden where they can share work."""
+        sole = len(candidates) == 1
+        return [self.score(synthetic, real, network, candidate, draw, sole) for candidate in candidates]
 
     @abstractmethod
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:

@@ -147,12 +147,19 @@ class ClasswiseMatching(MatchingObjective):
             network.check_features()
 
     def plan_memory(
-        self, network: FunctionalNetwork, size: int, soft: bool, candidates: int, resident: Sequence[MemoryPart]
+        self,
+        network: FunctionalNetwork,
+        size: int,
+        soft: bool,
+        candidates: int,
+        resident: Sequence[MemoryPart],
+        device_type: str,
     ) -> MemoryEstimate:
         """Estimate the peak of a step; it computes one class at a time.
 
         NOTE: What the pool does between two steps and the choice of representatives are not in it.
         """
+        del device_type  # the same everywhere
         classes = network.num_classes
         count = min(self.batch_syn, size // classes)
         step = memory_model(lambda real, synthetic: self._probe(network, real, synthetic, soft), kinds=2)

@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dd_lightning.functional.augment import DSA, hungriest
+from dd_lightning.ensemble import ensemble_pays
+from dd_lightning.functional.augment import DSA, AugmentationDraw, augment, hungriest
 from dd_lightning.functional.compilation import Compile, compile_choice
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.products import CompiledLoss, Loss
+from dd_lightning.functional.precision import Precision, precision_choice, tensor_float
+from dd_lightning.functional.products import CompiledLoss, Loss, compiled_order, gradients
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.functional.trajectory import (
     InnerStep,
+    images_augmented_together,
     permuted_batches,
     trajectory_loss,
     trajectory_loss_gradient,
-    unroll,
     unroll_adjoint,
+    unroll_together,
 )
-from dd_lightning.memory import GIB, MemoryEstimate, MemoryPart, memory_model
+from dd_lightning.memory import GIB, PROBE_SIZE, MemoryEstimate, MemoryPart, memory_model
 from dd_lightning.networks import FunctionalNetwork, training_loss
 from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
 from dd_lightning.pools import Candidate, TrajectoryPool, TrajectorySegment
@@ -57,6 +60,9 @@ class TrajectoryMatching(MatchingObjective):
             50,000 student steps (``max_steps`` x ``syn_steps``), unless the Trainer is ``deterministic`` (the compiler
             may choose other kernels in another process); where it is impossible, the run goes on without. ``off`` is
             the default because the gain has been measured on a host alone.
+        precision: What the student's layers compute in: ``float32``; ``tf32``, on CUDA alone; or ``bfloat16``. Its
+            parameters, their updates and the matching loss are in float32. The image gradient of a single step in
+            bfloat16 was 10 % off (``benchmarks/precision.py``).
 
     Raises:
         InputError: If a number is out of range, or the strategy or ``compile`` is unknown.
@@ -79,6 +85,7 @@ class TrajectoryMatching(MatchingObjective):
         micro_batch: int | Literal["auto"] | None = "auto",
         memory_gb: float = 8.0,
         compile: Compile | bool = "off",
+        precision: Precision = "float32",
     ) -> None:
         if syn_steps < 1:
             raise InputError(f"syn_steps is {syn_steps}; the student needs at least 1 step")
@@ -96,6 +103,8 @@ class TrajectoryMatching(MatchingObjective):
         self.memory_gb = memory_gb
         self._automatic: int | None = None
         self.compile = compile_choice(compile)
+        self.precision = precision_choice(precision)
+        self._together = 1  # students that are advanced as one batch
         self._compiled: tuple[FunctionalNetwork, CompiledLoss] | None = None
 
     @staticmethod
@@ -104,7 +113,13 @@ class TrajectoryMatching(MatchingObjective):
         return TrajectoryPool()
 
     def plan_memory(
-        self, network: FunctionalNetwork, size: int, soft: bool, candidates: int, resident: Sequence[MemoryPart]
+        self,
+        network: FunctionalNetwork,
+        size: int,
+        soft: bool,
+        candidates: int,
+        resident: Sequence[MemoryPart],
+        device_type: str,
     ) -> MemoryEstimate:
         """Estimate the peak of a step, and settle into how many pieces ``auto`` cuts a batch."""
         model = memory_model(lambda count: self._probe(network, count, soft))
@@ -113,9 +128,18 @@ class TrajectoryMatching(MatchingObjective):
         vectors = candidates * (self.syn_steps + 1 + 2)
         paths = MemoryPart("student paths", 4 * network.num_parameters * vectors, _counted(candidates, "candidate"))
         held = sum(part.size for part in (*resident, paths))
+        image = torch.zeros(network.image_shape).nbytes
+        block = images_augmented_together(batch, self.syn_steps, image)
+        augmentation = memory_model(lambda count: self._probe_augmentation(network, count))
+
+        def peak(piece: int) -> int:
+            if piece < batch or block == batch:
+                return model.peak(piece)
+            # before and after augmentation, and the gradients that wait for the way back
+            return max(model.peak(piece) + 3 * (block - batch) * image, augmentation.peak(block))
 
         def exceeds(piece: int) -> bool:
-            return held + model.peak(piece) > self.memory_gb * GIB
+            return held + peak(piece) > self.memory_gb * GIB
 
         self._automatic = None
         if self.micro_batch == "auto" and exceeds(batch) and not network.uses_batch_statistics:
@@ -125,16 +149,39 @@ class TrajectoryMatching(MatchingObjective):
         note = f"batch {batch} in " + ("one piece" if piece == batch else f"{-(-batch // piece)} pieces of {piece}")
         if self.micro_batch == "auto" and exceeds(piece):
             note += f", above memory_gb {self.memory_gb:g}"
-        return MemoryEstimate((*resident, paths, MemoryPart("one student step", model.peak(piece), note)))
+        needed, self._together = peak(piece), 1
+        height, width = network.image_shape[1:]
+        if candidates > 1 and network.vmappable and ensemble_pays(device_type, piece * height * width):
+            scoring = memory_model(lambda count: self._probe_scoring(network, count, candidates, soft)).peak(piece)
+            if held + scoring <= self.memory_gb * GIB:
+                needed, self._together = max(needed, scoring), candidates
+        return MemoryEstimate((*resident, paths, MemoryPart("one student step", needed, note)))
 
     def _probe(self, network: FunctionalNetwork, count: int, soft: bool) -> None:
         """Pull back through one step with a few images, by the augmentation that needs most; scoring needs less."""
         images, theta = torch.zeros(count, *network.image_shape), torch.zeros(network.num_parameters)
         targets = torch.zeros(count, network.num_classes) if soft else torch.zeros(count, dtype=torch.int64)
+        step = InnerStep(torch.arange(count), self._hungriest_draw(network, count))
+        problem = (theta.new_tensor(0.01), images, targets, [step])
+        student = training_loss(network, self.precision)
+        unroll_adjoint(student, [theta, theta], *problem, cotangent=theta, wrt_targets=soft)
+
+    def _hungriest_draw(self, network: FunctionalNetwork, count: int) -> AugmentationDraw:
         policy = replace(self.augmentation, strategy=hungriest(self.augmentation.operations))
-        draw = policy.draw(step_generator(0, 0, "probe"), count, network.image_shape[1:])
-        problem = (theta.new_tensor(0.01), images, targets, [InnerStep(torch.arange(count), draw)])
-        unroll_adjoint(training_loss(network), [theta, theta], *problem, cotangent=theta, wrt_targets=soft)
+        return policy.draw(step_generator(0, 0, "probe"), count, network.image_shape[1:])
+
+    def _probe_augmentation(self, network: FunctionalNetwork, count: int) -> None:
+        """Augment images there and back, with the gradients that wait for it."""
+        images = torch.zeros(count, *network.image_shape, requires_grad=True)
+        augmented = augment(images, self._hungriest_draw(network, count))
+        waiting = torch.zeros_like(augmented)
+        torch.autograd.grad(augmented, images, torch.cat([waiting]))
+
+    def _probe_scoring(self, network: FunctionalNetwork, count: int, students: int, soft: bool) -> None:
+        """Take a step with several students at once."""
+        thetas = torch.zeros(students, network.num_parameters)
+        targets = torch.zeros(count, network.num_classes) if soft else torch.zeros(count, dtype=torch.int64)
+        gradients(training_loss(network, self.precision), thetas, torch.zeros(count, *network.image_shape), targets)
 
     def _piece(self, network: FunctionalNetwork, batch: int) -> int | None:
         """Return the most images at once in a batch; None if it need not be cut."""
@@ -156,8 +203,8 @@ class TrajectoryMatching(MatchingObjective):
             return
         say("compiling the student's step: the first distillation step may be minutes away")
         try:
-            student = CompiledLoss(training_loss(network))
-            self._warm_up(student, network, synthetic)
+            with tensor_float(self.precision, synthetic.images.device):
+                student = self._warmed_up(network, synthetic)
         except Exception as error:
             cause = getattr(error, "inner_exception", error)  # the compiler's own, behind torch's
             line = (str(cause).strip().splitlines() or [""])[0]
@@ -196,19 +243,35 @@ class TrajectoryMatching(MatchingObjective):
         sole: bool,
     ) -> ScoredCandidate:
         """Run the student forward; its path serves the adjoint if this candidate is chosen."""
-        del real, sole
-        with torch.no_grad():
-            path = unroll(
+        del sole
+        return self.score_all(synthetic, real, network, [candidate], draw)[0]
+
+    def score_all(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        candidates: Sequence[TrajectorySegment],
+        draw: Sequence[InnerStep],
+    ) -> list[ScoredCandidate]:
+        """Run all students forward, on the same augmented batches; together, where that is the faster way."""
+        del real
+        with torch.no_grad(), tensor_float(self.precision, synthetic.images.device):
+            paths = unroll_together(
                 self._student(network),
-                candidate.start,
+                [candidate.start for candidate in candidates],
                 synthetic.student_lr.detach(),
                 synthetic.decoded(),
                 synthetic.decoded_targets(),
                 draw,
-                self._piece(network, max(len(step.indices) for step in draw)),
+                micro_batch=self._piece(network, max(len(step.indices) for step in draw)),
+                vectorised=1 < len(candidates) == self._together,
             )
-            loss = trajectory_loss(path[-1], candidate.start, candidate.target)
-        return ScoredCandidate(candidate, loss, draw, path)
+            losses = [trajectory_loss(p[-1], c.start, c.target) for p, c in zip(paths, candidates, strict=True)]
+        return [
+            ScoredCandidate(candidate, loss, draw, path)
+            for candidate, loss, path in zip(candidates, losses, paths, strict=True)
+        ]
 
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         """Return the scored loss; its backward is the adjoint of the student's path."""
@@ -219,6 +282,7 @@ class TrajectoryMatching(MatchingObjective):
             self._student(network),
             scored,
             self._piece(network, max(len(step.indices) for step in scored.draw)),
+            self.precision,
         )
         return value
 
@@ -232,10 +296,12 @@ class TrajectoryMatching(MatchingObjective):
         repaid = steps * self.syn_steps >= REPAYING_STEPS
         return device.type == "cuda" and repaid and not torch.are_deterministic_algorithms_enabled()
 
-    def _warm_up(self, student: CompiledLoss, network: FunctionalNetwork, synthetic: SyntheticSet) -> None:
+    def _warmed_up(self, network: FunctionalNetwork, synthetic: SyntheticSet) -> CompiledLoss:
         """Take one student step of each batch size there and back, which compiles all that the run will need."""
         images, targets = synthetic.decoded().detach(), synthetic.decoded_targets().detach()
         lr, theta = synthetic.student_lr.detach(), network.initial(0).to(images)
+        order = compiled_order(training_loss(network), theta, images[:PROBE_SIZE], targets[:PROBE_SIZE])
+        student = CompiledLoss(training_loss(network, self.precision), order)
         generator, plain, size = torch.Generator(), DSA("none"), (images.shape[-2], images.shape[-1])
         batches = permuted_batches(len(images), self.batch_syn, self.syn_steps, generator)
         steps = [
@@ -243,23 +309,16 @@ class TrajectoryMatching(MatchingObjective):
             for batch in {len(batch): batch for batch in batches}.values()
         ]
         piece = self._piece(network, max(len(step.indices) for step in steps))
-        path = unroll(student, theta, lr, images, targets, steps, piece)
-        unroll_adjoint(
-            student,
-            path,
-            lr,
-            images,
-            targets,
-            steps,
-            torch.zeros_like(theta),
-            wrt_targets=synthetic.targets.requires_grad,
-            micro_batch=piece,
-        )
+        problem, students = (lr, images, targets, steps), [theta] * self._together
+        path = unroll_together(student, students, *problem, micro_batch=piece, vectorised=self._together > 1)[0]
+        learned = synthetic.targets.requires_grad
+        unroll_adjoint(student, path, *problem, torch.zeros_like(theta), wrt_targets=learned, micro_batch=piece)
+        return student
 
     def _student(self, network: FunctionalNetwork) -> Loss:
         if self._compiled is not None and self._compiled[0] is network:
             return self._compiled[1]
-        return training_loss(network)
+        return training_loss(network, self.precision)
 
 
 class _AdjointOfUnroll(torch.autograd.Function):
@@ -274,9 +333,10 @@ class _AdjointOfUnroll(torch.autograd.Function):
         student: Loss,
         scored: ScoredCandidate,
         micro_batch: int | None,
+        precision: Precision,
     ) -> Tensor:
         ctx.save_for_backward(images, lr, targets)
-        ctx.student, ctx.scored, ctx.micro_batch = student, scored, micro_batch
+        ctx.student, ctx.scored, ctx.micro_batch, ctx.precision = student, scored, micro_batch, precision
         return scored.loss.clone()
 
     @staticmethod
@@ -286,18 +346,19 @@ class _AdjointOfUnroll(torch.autograd.Function):
         candidate: TrajectorySegment = ctx.scored.candidate
         path: list[Tensor] = ctx.scored.work
         cotangent = grad * trajectory_loss_gradient(path[-1], candidate.start, candidate.target)
-        adjoint = unroll_adjoint(
-            ctx.student,
-            path,
-            lr,
-            images,
-            targets,
-            ctx.scored.draw,
-            cotangent,
-            wrt_targets=ctx.needs_input_grad[2],
-            micro_batch=ctx.micro_batch,
-        )
-        return adjoint.images, adjoint.lr, adjoint.targets, None, None, None
+        with tensor_float(ctx.precision, images.device):
+            adjoint = unroll_adjoint(
+                ctx.student,
+                path,
+                lr,
+                images,
+                targets,
+                ctx.scored.draw,
+                cotangent,
+                wrt_targets=ctx.needs_input_grad[2],
+                micro_batch=ctx.micro_batch,
+            )
+        return adjoint.images, adjoint.lr, adjoint.targets, None, None, None, None
 
 
 def _counted(count: int, what: str) -> str:

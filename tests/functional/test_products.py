@@ -5,11 +5,23 @@ import torch
 from torch import Tensor
 
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.functional.products import Order, gradient, gradient_products
+from dd_lightning.functional.products import (
+    CompiledLoss,
+    Order,
+    compiled_order,
+    gradient,
+    gradient_products,
+    gradients,
+)
 from dd_lightning.networks import FunctionalNetwork
 
 ORDERS: tuple[Order, ...] = ("forward_over_reverse", "reverse_over_reverse")
 NAMES = ["ConvNet-2-W4", "ConvNet-2-W4-LN", "ConvNet-2-W4-NN-MP", "ConvNet-2-W4-BN-SIGMOID"]
+EXACT_FORWARD_FIRST = ["ConvNet-2-W4", "ConvNet-2-W4-GN", "ConvNet-2-W4-NN-MP"]
+CASES = [
+    *((name, order) for name in NAMES for order in ORDERS),
+    *((name, "reverse_over_forward") for name in EXACT_FORWARD_FIRST),
+]
 
 
 def problem(name: str) -> tuple[FunctionalNetwork, Tensor, Tensor, Tensor, Tensor]:
@@ -22,8 +34,7 @@ def problem(name: str) -> tuple[FunctionalNetwork, Tensor, Tensor, Tensor, Tenso
     return network, theta, images, logits, tangent
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "order"), CASES)
 def test_products_are_directional_derivatives_of_the_gradient(name: str, order: Order) -> None:
     network, theta, images, logits, tangent = problem(name)
 
@@ -35,7 +46,7 @@ def test_products_are_directional_derivatives_of_the_gradient(name: str, order: 
     plus = gradient(loss, theta + step * tangent, images, logits)
     minus = gradient(loss, theta - step * tangent, images, logits)
     torch.testing.assert_close(products.hessian, (plus - minus) / (2 * step), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(products.gradient, gradient(loss, theta, images, logits), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(products.slope, tangent @ gradient(loss, theta, images, logits), rtol=1e-12, atol=1e-14)
 
     # (a . g) is itself the derivative of the loss along a: its images' derivative by finite differences of dL/dx
     def by_inputs(t: Tensor) -> tuple[Tensor, ...]:
@@ -51,20 +62,57 @@ def test_products_are_directional_derivatives_of_the_gradient(name: str, order: 
         torch.testing.assert_close(product, (up - down) / (2 * step), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_both_orders_agree(name: str) -> None:
+@pytest.mark.parametrize(("name", "order"), [case for case in CASES if case[1] != "reverse_over_reverse"])
+def test_the_orders_agree(name: str, order: Order) -> None:
     network, theta, images, logits, tangent = problem(name)
 
     def loss(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return classification_loss(network(t, x), y)
 
     forward, reverse = (
-        gradient_products(loss, theta, images, logits, tangent, wrt_targets=True, order=order) for order in ORDERS
+        gradient_products(loss, theta, images, logits, tangent, wrt_targets=True, order=each)
+        for each in (order, "reverse_over_reverse")
     )
     for a, b in zip(forward, reverse, strict=True):
         assert a is not None
         assert b is not None
         assert float((a - b).norm() / b.norm()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        *((name, "reverse_over_forward") for name in EXACT_FORWARD_FIRST),
+        ("ConvNet-2-W4-BN", "forward_over_reverse"),
+        ("ConvNet-2-W4-LN", "forward_over_reverse"),
+    ],
+)
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_wrong_order_is_found_out(name: str, order: Order, soft: bool) -> None:
+    network, theta, images, logits, tangent = problem(name)
+
+    def loss(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return classification_loss(network(t, x), y)
+
+    targets = logits if soft else logits.argmax(1)
+    few = (images.float()[:2], targets.float()[:2] if soft else targets[:2])
+    assert compiled_order(loss, theta.float(), *few) == order
+    exact = gradient_products(loss, theta, images, targets, tangent).images
+    forward_first = gradient_products(loss, theta, images, targets, tangent, order="reverse_over_forward").images
+    assert (torch.dist(exact, forward_first) < 1e-10 * exact.norm()) == (order == "reverse_over_forward")
+
+
+def test_gradients_of_several_networks_on_one_batch() -> None:
+    network, theta, images, logits, tangent = problem("ConvNet-2-W4")
+
+    def loss(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return classification_loss(network(t, x), y)
+
+    thetas = torch.stack([theta, theta + tangent, theta - tangent])
+    for each in (loss, CompiledLoss(loss, backend="aot_eager")):
+        together = gradients(each, thetas, images, logits)
+        for row, one in zip(together, thetas, strict=True):
+            torch.testing.assert_close(row, gradient(loss, one, images, logits), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -4,16 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.augment import DSA, augment
+from dd_lightning.functional import trajectory
+from dd_lightning.functional.augment import DSA, AugmentationDraw, augment
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import CompiledLoss, Loss, Order, gradient_products
 from dd_lightning.functional.trajectory import (
     InnerStep,
+    images_augmented_together,
     permuted_batches,
     trajectory_loss,
     trajectory_loss_gradient,
     unroll,
     unroll_adjoint,
+    unroll_together,
 )
 from dd_lightning.networks import FunctionalNetwork
 
@@ -75,7 +78,7 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
 
 
-@pytest.mark.parametrize("order", ["forward_over_reverse", "reverse_over_reverse"])
+@pytest.mark.parametrize("order", ["reverse_over_forward", "forward_over_reverse", "reverse_over_reverse"])
 @pytest.mark.parametrize("batch", [None, 8, 3], ids=["whole", "exact", "with remainder"])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("strategy", [STRATEGY, "none"])
@@ -96,7 +99,7 @@ def test_adjoint_is_exact_for_every_norm(name: str) -> None:
         assert relative_error(value, reference) < 1e-10
 
 
-@pytest.mark.parametrize("order", ["forward_over_reverse", "reverse_over_reverse"])
+@pytest.mark.parametrize("order", ["reverse_over_forward", "forward_over_reverse", "reverse_over_reverse"])
 def test_one_inner_step_in_float32_at_equal_theta(order: Order) -> None:
     # Longer float32 unrolls drift apart through ReLU flips whatever the method: compare at one theta_i.
     problem = Problem("ConvNet-3-W32", torch.float32, 5, True, STRATEGY)
@@ -173,7 +176,7 @@ def test_finite_difference_of_the_whole_matching_loss() -> None:
     assert (up - down) / (2 * step) == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize("order", ["forward_over_reverse", "reverse_over_reverse"])
+@pytest.mark.parametrize("order", ["reverse_over_forward", "forward_over_reverse", "reverse_over_reverse"])
 @pytest.mark.parametrize(("batch", "micro_batch"), [(None, 4), (None, 3), (5, 1), (5, 2)])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("strategy", [STRATEGY, "none"])
@@ -185,6 +188,51 @@ def test_pieces_add_up_to_the_whole(
     assert len(whole) == 3 + soft
     for value, reference in zip(pieces, whole, strict=True):
         assert relative_error(value, reference) < 1e-12
+
+
+@pytest.mark.parametrize(("batch", "micro_batch"), [(None, None), (5, None), (None, 3)])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("name", ["ConvNet-2-W6", "ConvNet-2-W6-LN", "ConvNet-1-W6-BN"])
+def test_students_together_are_those_one_by_one(
+    name: str, batch: int | None, micro_batch: int | None, soft: bool
+) -> None:
+    problem = Problem(name, torch.float64, batch, soft, STRATEGY)
+    arguments = (problem.lr, problem.images, problem.targets, problem.steps)
+    thetas = [problem.start, problem.target, problem.start + problem.target]
+    single = [unroll(problem.loss, theta, *arguments, micro_batch) for theta in thetas]
+    for vectorised in (False, True):
+        paths = unroll_together(problem.loss, thetas, *arguments, micro_batch=micro_batch, vectorised=vectorised)
+        for path, reference in zip(paths, single, strict=True):
+            assert len(path) == STEPS + 1
+            for theta, expected in zip(path, reference, strict=True):
+                assert theta.shape == expected.shape
+                assert torch.equal(theta, expected) or (vectorised and relative_error(theta, expected) < 1e-12)
+    # a loser's path is freed when it is let go
+    assert len({path[0].untyped_storage().data_ptr() for path in paths}) == 3
+
+
+def test_batches_are_augmented_in_a_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(images: Tensor, draw: AugmentationDraw) -> Tensor:
+        calls.append(draw.operation)
+        return augment(images, draw)
+
+    monkeypatch.setattr(trajectory, "augment", counted)
+    problem = Problem("ConvNet-2-W6", torch.float64, 5, True, STRATEGY)
+    image = problem.images[0].nbytes
+    found = {}
+    # all at once; 10 images, which are two batches, or three where a short one is among them; none but single ones
+    for together, most in ((2**20, 2 * 6), (10 * image, 2 * STEPS), (0, 2 * STEPS)):
+        calls.clear()
+        monkeypatch.setattr(trajectory, "AUGMENTED_TOGETHER", together)
+        found[together] = problem.adjoint_gradients("reverse_over_reverse")
+        assert len(calls) <= most
+        assert len(calls) == 2 * STEPS or together
+        assert images_augmented_together(5, STEPS, image) == {2**20: 5 * STEPS, 10 * image: 10, 0: 5}[together]
+    for several in found.values():
+        for value, reference in zip(several, problem.plain_gradients(), strict=True):
+            assert relative_error(value, reference) < 1e-10
 
 
 def test_every_operation_is_replayed_in_pieces() -> None:

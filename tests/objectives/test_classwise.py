@@ -308,7 +308,7 @@ def test_gradient_is_the_mixed_product_of_trajectory_matching() -> None:
             for a, b, used in zip(case.network.split(own), case.network.split(real), compared, strict=True)
         ]
         tangent = torch.cat([part.flatten() for part in parts])
-        for order in ("reverse_over_reverse", "forward_over_reverse"):
+        for order in ("reverse_over_reverse", "reverse_over_forward"):
             product = gradient_products(loss, case.theta, images, batch.targets, tangent, order=order)
             assert relative_error(gradient[batch.rows], product.images) < 1e-12
 

@@ -98,5 +98,7 @@ def test_auto_compiles_long_runs_on_cuda_alone() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert [TrajectoryMatching(compile=value).compile for value in (True, False)] == ["on", "off"]
+    with pytest.raises(InputError, match="precision is 'half'; use one of float32, tf32, bfloat16"):
+        TrajectoryMatching(precision="half")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="compile is 'fast'; use one of auto, on, off"):
         TrajectoryMatching(compile="fast")  # type: ignore[arg-type]
