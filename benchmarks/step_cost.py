@@ -176,6 +176,12 @@ def hardware(device: str) -> str:
     return f"{names[0] if names else platform.machine()}, {len(names)} cores"
 
 
+def commit() -> str:
+    """Return the commit that is checked out."""
+    git = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout.strip()
+
+
 def main() -> None:
     """Print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,13 +232,10 @@ def main() -> None:
             f"  {steps:3}: {(row['peak_bytes'] - row['stored_bytes']) / 1e6:8.1f}   peak {row['peak_bytes'] / 1e6:8.1f}"
         )
     if args.out:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
         record = {
             "hardware": hardware(args.device),
             "torch": torch.__version__,
-            "commit": commit,
+            "commit": commit(),
             "settings": {k: v for k, v in vars(args).items() if k not in ("variant", "out")},
             "variants": rows,
             "rounds": rounds,
