@@ -1,6 +1,6 @@
 """Trajectory matching: the student's unroll, the matching loss, and its exact adjoint in the memory of one step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -140,21 +140,22 @@ def unroll_together(
         paths = [list(theta.new_empty(len(steps) + 1, len(theta)).unbind()) for theta in thetas]
         for path, theta in zip(paths, thetas, strict=True):
             path[0].copy_(theta)
+        together = torch.stack(list(thetas)) if vectorised else None
+        following = together
         for block in _blocks(steps, micro_batch, images):
             for piece, batch in zip(block, _AugmentedBlock(images, block, graph=False).batches(), strict=True):
-                labels = targets[piece.indices]
-                here = [path[piece.step] for path in paths]
-                directions: Iterable[Tensor]
-                if vectorised:
-                    directions = gradients(loss, torch.stack(here), batch, labels).unbind()
+                rate, labels = lr * piece.share, targets[piece.indices]
+                if together is not None and following is not None:
+                    following = following - rate * gradients(loss, together, batch, labels)
+                    if piece.last:
+                        together = following
+                        for path, theta in zip(paths, together.unbind(), strict=True):
+                            path[piece.step + 1].copy_(theta)
                 else:
-                    # one at a time, so that only one gradient is held
-                    directions = (gradient(loss, theta, batch, labels) for theta in here)
-                for path, direction in zip(paths, directions, strict=True):
-                    following = path[piece.step + 1]
-                    if piece.first:
-                        following.copy_(path[piece.step])
-                    following -= lr * piece.share * direction
+                    for path in paths:
+                        if piece.first:
+                            path[piece.step + 1].copy_(path[piece.step])
+                        path[piece.step + 1] -= rate * gradient(loss, path[piece.step], batch, labels)
     return paths
 
 
