@@ -2,16 +2,29 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from dd_lightning.functional.errors import InputError
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """What a network's layers compute in. ``tf32`` rounds the factors of products, on CUDA alone."""
 
 Parameters = Tensor | Sequence[Tensor]
 """Of one network: the vector [P], or its parts in their own shapes."""
+
+
+def precision_choice(value: Precision) -> Precision:
+    """Return the precision that a person has chosen.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if value not in get_args(Precision):
+        raise InputError(f"precision is {value!r}; use one of {', '.join(get_args(Precision))}")
+    return value
 
 
 def in_precision(

@@ -1,16 +1,18 @@
 """First- and second-order derivatives of a training loss at one point: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from dd_lightning.functional.compilation import Backend, compiled
+from dd_lightning.functional.compilation import Backend, compiled, laid_out
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta [P], images [B, ...], targets [B] or [B, C]) -> the batch's mean loss, a scalar."""
+
+Other = TypeVar("Other")
 
 Order = Literal["forward_over_reverse", "reverse_over_reverse"]
 
@@ -76,7 +78,7 @@ class CompiledLoss:
     def gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return what :func:`gradient` does."""
         with torch.no_grad():
-            derivative: Tensor = self._gradient(theta.clone(), images.detach().contiguous(), targets.detach())
+            derivative: Tensor = self._gradient(theta.clone(), laid_out(images), targets.detach())
         return derivative
 
     def products(
@@ -85,7 +87,7 @@ class CompiledLoss:
         """Return what :func:`gradient_products` does."""
         with torch.no_grad():
             found: Products = self._products[wrt_targets](
-                theta.clone(), images.detach().contiguous(), targets.detach(), tangent.detach()
+                theta.clone(), laid_out(images), targets.detach(), tangent.detach()
             )
         return found
 
@@ -169,11 +171,44 @@ def partial_gradients(
         >>> g.item(), torch.autograd.grad(g, x, torch.tensor(10.0))[0].item()
         (12.0, 60.0)
     """
+    return partial_gradients_and_other(lambda full: (loss(full), ()), parts, wanted, graph)[0]
+
+
+def partial_gradients_and_other(
+    loss: Callable[[Sequence[Tensor]], tuple[Tensor, Other]],
+    parts: Sequence[Tensor],
+    wanted: Sequence[int],
+    graph: bool,
+) -> tuple[tuple[Tensor, ...], Other]:
+    """Return what :func:`partial_gradients` does, and whatever else the loss has returned with its value.
+
+    Args:
+        loss: Takes the parameters and returns a scalar and something else.
+        parts: The parameters, each in its own shape; read only.
+        wanted: Which of them to differentiate by.
+        graph: Whether the derivatives are to be differentiated again.
+
+    Example:
+        >>> parts = (torch.tensor(3.0), torch.tensor(5.0))
+        >>> partial_gradients_and_other(lambda p: (p[0] ** 2, p[0] + p[1]), parts, [0], graph=False)[0]
+        (tensor(6.),)
+    """
+    if torch.compiler.is_compiling():
+        # The same numbers in the form that torch.compile can differentiate again, within what it compiles.
+        def of_wanted(chosen: tuple[Tensor, ...]) -> tuple[Tensor, Other]:
+            full = list(parts)
+            for index, part in zip(wanted, chosen, strict=True):
+                full[index] = part
+            return loss(full)
+
+        found: tuple[tuple[Tensor, ...], Other] = grad(of_wanted, has_aux=True)(tuple(parts[i] for i in wanted))
+        return found
     leaves = [part.detach() for part in parts]
     for index in wanted:
         leaves[index].requires_grad_()
     with torch.enable_grad():
-        return torch.autograd.grad(loss(leaves), [leaves[i] for i in wanted], create_graph=graph)
+        value, other = loss(leaves)
+        return torch.autograd.grad(value, [leaves[i] for i in wanted], create_graph=graph), other
 
 
 def _jvp_of_grad(
