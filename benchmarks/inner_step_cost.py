@@ -23,7 +23,7 @@ from image_update_cost import Update
 from step_cost import hardware
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dd_lightning.functional.compilation import Compile
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix
@@ -57,6 +57,8 @@ class InnerStep:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
         self.update = Update(args)
+        # of its own: the module's SGD would move the candidate that it shares its memory with
+        vector_to_parameters(self.update.candidates[0].theta.clone(), self.update.module.parameters())
         generator, shape = torch.Generator().manual_seed(1), (3, args.size, args.size)
         images = torch.randn(args.classes * args.training_images, *shape, generator=generator).to(self.device)
         labels = class_labels(args.classes, args.training_images).to(self.device)
@@ -108,7 +110,7 @@ class InnerStep:
             loss.backward()
             sgd.step()
         moved = parameters_to_vector(module.parameters()).detach() - before
-        torch.nn.utils.vector_to_parameters(before, module.parameters())
+        vector_to_parameters(before, module.parameters())
         return moved
 
     def network(self, name: str) -> Tensor:
