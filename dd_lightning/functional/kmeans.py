@@ -3,9 +3,9 @@
 DREAM (Liu et al., ICCV 2023, https://arxiv.org/abs/2302.14416) matches gradients of those real images that lie nearest
 to the centres of clusters in feature space. Its usual size is 5000 points of 2048 numbers in 128 clusters.
 
-Sums over clusters are a product with a one-hot matrix, so they add in the same order in every run; adding into shared
-memory with atomics, as `index_add` does on CUDA, would not. Everything is computed about the mean of the points: it
-changes no distance, and a common offset then costs no digits.
+Sums over clusters add in the same order in every run. On accelerators they are a product with a one-hot matrix, because
+`index_add` adds with atomics there; on a host it takes a cluster's points in their order, in a tenth of the time.
+Everything is computed about the mean of the points: it changes no distance, and a common offset then costs no digits.
 """
 
 import math
@@ -207,8 +207,7 @@ def _lloyd(
     while iterations < max_iterations and movement > tolerance:
         empty, farthest = _repair(points, centroids, assignments)
         assignments[farthest] = empty
-        members = _one_hot(assignments, clusters).to(points.dtype)
-        sums, counts = members.T @ points, members.sum(0)[:, None]
+        sums, counts = _sums(points, assignments, clusters)
         # A cluster stays empty only where there are fewer distinct points than clusters.
         moved = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
         movement = float((moved - centroids).square().sum())
@@ -289,6 +288,15 @@ def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
 def _squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
     # Of few pairs, so by differences: exactly 0 where a centroid is a point.
     return (points - centroids).square().sum(1)
+
+
+def _sums(points: Tensor, assignments: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Return the sums of the points of each cluster, ``[k, d]``, and how many they are, ``[k, 1]``."""
+    members = _one_hot(assignments, clusters).to(points.dtype)
+    counts = members.sum(0)[:, None]
+    if points.device.type == "cpu":
+        return points.new_zeros(clusters, points.shape[1]).index_add_(0, assignments, points), counts
+    return members.T @ points, counts
 
 
 def _one_hot(assignments: Tensor, clusters: int) -> Tensor:

@@ -11,6 +11,7 @@ from dd_lightning.functional.kmeans import (
     _lloyd,
     _lloyd_of_groups,
     _repair,
+    _sums,
     kmeans,
     representatives,
     representatives_of_groups,
@@ -94,6 +95,17 @@ def test_several_emptied_clusters_equal_scikit_learn(seed: int) -> None:
     order, expected = found.centroids[:, 0].argsort(), centroids[:, 0].argsort()
     torch.testing.assert_close(found.centroids[order], centroids[expected], rtol=0, atol=1e-6)
     assert float(distances(points, found).amin(1).sum()) == pytest.approx(inertia, abs=1e-9)
+
+
+def test_sums_on_a_host_are_those_of_a_loop_to_the_last_bit() -> None:
+    points = random_points(500, 40).float()
+    assignments = torch.randint(7, (500,), generator=seeded(1)) % 6  # the last cluster has none
+    sums, counts = _sums(points, assignments, 7)
+    expected = torch.zeros(7, 40)
+    for point, cluster in zip(points, assignments.tolist(), strict=True):
+        expected[cluster] += point
+    assert torch.equal(sums, expected)
+    assert counts.flatten().tolist() == [assignments.tolist().count(cluster) for cluster in range(7)]
 
 
 def test_a_repair_never_empties_another_cluster() -> None:
