@@ -268,7 +268,7 @@ def groups_of_all_kinds(seed: int) -> list[Tensor]:
     return [random_points(70, 3, seed) + 3, blobs, same, random_points(6, 3, seed)]
 
 
-@pytest.mark.parametrize(("iterations", "tolerance"), [(100, 1e-4), (300, 0.0), (1, 0.0), (3, 0.0)])
+@pytest.mark.parametrize(("iterations", "tolerance"), [(100, 1e-4), (100, 0.5), (300, 0.0), (1, 0.0), (3, 0.0)])
 @pytest.mark.parametrize("seed", range(4))
 def test_groups_are_clustered_as_one_by_one(iterations: int, tolerance: float, seed: int) -> None:
     groups = groups_of_all_kinds(seed)
