@@ -400,6 +400,8 @@ class DistillationModule(LightningModule):
                 self._train_experts,
                 self.seed,
                 self.trainer.progress_bar_callback is not None,
+                self.trainer.max_steps,
+                rank_zero_info,
             )
         )
         if self.synthetic is None:

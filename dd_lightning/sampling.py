@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.kmeans import representatives
+from dd_lightning.functional.kmeans import representatives, representatives_of_groups
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.real import RealSet
 
@@ -16,6 +16,9 @@ Features = Callable[[Tensor], Tensor]
 
 _FEATURE_BATCH = 1000
 """Images per forward pass when features are computed: memory, not the result, depends on it."""
+
+_HELD_FEATURES = 2**29
+"""Bytes of features from which no more classes are clustered together."""
 
 
 def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> list[Tensor]:
@@ -59,18 +62,34 @@ def class_representatives(
     Raises:
         InputError: If a class has fewer images than ``count``.
     """
-    chosen = []
-    for label in range(real.num_classes):
-        rows = real.class_indices(label)
-        if count > len(rows):
+    rows = [real.class_indices(label) for label in range(real.num_classes)]
+    for label, own in enumerate(rows):
+        if count > len(own):
             raise InputError(
-                f"k-means is asked for {count} representatives of class {label}, which has {len(rows)} images; lower "
+                f"k-means is asked for {count} representatives of class {label}, which has {len(own)} images; lower "
                 "ipc, factor or batch_real"
             )
+
+    def points(own: Tensor) -> Tensor:
         with torch.no_grad():
-            points = torch.cat([features(real.images[part]) for part in rows.split(_FEATURE_BATCH)])
-        chosen.append(rows[representatives(points, count // per_cluster, generator, per_cluster)])
-    return chosen
+            return torch.cat([features(real.images[part]) for part in own.split(_FEATURE_BATCH)])
+
+    clusters = count // per_cluster
+    if not _clustered_together(real.images.device):
+        chosen = [representatives(points(own), clusters, generator, per_cluster) for own in rows]
+    else:
+        chosen, held = list[Tensor](), list[Tensor]()
+        for own in rows:
+            held.append(points(own))
+            if own is rows[-1] or sum(group.nbytes for group in held) >= _HELD_FEATURES:
+                chosen += representatives_of_groups(held, clusters, generator, per_cluster)
+                held = []
+    return [own[indices] for own, indices in zip(rows, chosen, strict=True)]
+
+
+def _clustered_together(device: torch.device) -> bool:
+    """Tell whether the classes are clustered all at once; on a host, one class at a time keeps all cores busy."""
+    return device.type != "cpu"
 
 
 class RepresentativeBatches:

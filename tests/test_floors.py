@@ -11,7 +11,7 @@ FLOORS = {
     2: ("__init__", "module", "scalars", "experts", "callbacks", "data"),
     1: (
         "objectives", "pools", "networks", "synthetic", "real", "sampling", "evaluation", "formats", "colors",
-        "ensemble", "recipes", "cost", "memory", "pictures", "progress", "runs",
+        "compiling", "ensemble", "recipes", "cost", "memory", "pictures", "progress", "runs",
     ),
     0: ("functional", "version"),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dd_lightning import sampling
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.kmeans import kmeans, representatives
+from dd_lightning.functional.kmeans import kmeans, representatives, representatives_of_groups
 from dd_lightning.functional.random import StepContext
 from dd_lightning.real import RealSet
 from dd_lightning.sampling import RepresentativeBatches, class_representatives, shuffled_class_batches
@@ -103,6 +103,27 @@ def test_representatives_are_those_of_kmeans_on_the_features_of_each_class(per_c
         assert chosen.tolist() == expected.tolist()
         assert len(set(chosen.tolist())) == 4
         assert real.labels[chosen].tolist() == [label] * 4
+
+
+@pytest.mark.parametrize(("held", "together"), [(2**29, [3]), (1, [1, 1, 1]), (16 * 3 * 8, [2, 1])])
+def test_representatives_of_classes_that_are_clustered_together(
+    held: int, together: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = real_set()
+    expected = class_representatives(real, 4, Features(), seeded(3), 2)
+    sizes = []
+
+    def noted(groups: list[Tensor], *others: Any) -> list[Tensor]:  # noqa: ANN401
+        sizes.append(len(groups))
+        return representatives_of_groups(groups, *others)
+
+    monkeypatch.setattr(sampling, "representatives_of_groups", noted)
+    assert as_lists(class_representatives(real, 4, Features(), seeded(3), 2)) == as_lists(expected)
+    assert sizes == []  # not on a host
+    monkeypatch.setattr(sampling, "_clustered_together", lambda _: True)
+    monkeypatch.setattr(sampling, "_HELD_FEATURES", held)
+    assert as_lists(class_representatives(real, 4, Features(), seeded(3), 2)) == as_lists(expected)
+    assert sizes == together
 
 
 def test_each_centroid_has_its_nearest_image() -> None:

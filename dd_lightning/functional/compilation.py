@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from dd_lightning.functional.errors import InputError
 
@@ -56,3 +57,18 @@ def compiled(function: Any, backend: Backend = "inductor") -> Callable[..., Any]
     # network each time took a tenth of a student's step on 8 x 8 images.
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
     return torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Return a copy of images ``[B, ch, H, W]`` in the layout that compiled code is fastest with, without a graph.
+
+    On a host, a convolution of 3 channels in float32 is nine times faster with the channels last, and compiled code
+    keeps to it. A copy has the strides of its layout even where an axis of length 1 leaves a choice, so that to
+    compiled code all images of a shape are of one kind.
+
+    Example:
+        >>> laid_out(torch.zeros(2, 3, 8, 8)).stride(), laid_out(torch.zeros(2, 1, 8, 8)).stride()
+        ((192, 1, 24, 3), (64, 64, 8, 1))
+    """
+    last = images.dim() == 4 and images.shape[1] > 1 and images.device.type == "cpu" and images.dtype == torch.float32
+    return images.detach().clone(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -3,18 +3,23 @@
 DREAM (Liu et al., ICCV 2023, https://arxiv.org/abs/2302.14416) matches gradients of those real images that lie nearest
 to the centres of clusters in feature space. Its usual size is 5000 points of 2048 numbers in 128 clusters.
 
-Sums over clusters are a product with a one-hot matrix, so they add in the same order in every run; adding into shared
-memory with atomics, as `index_add` does on CUDA, would not. Everything is computed about the mean of the points: it
-changes no distance, and a common offset then costs no digits.
+Sums over clusters add in the same order in every run. On accelerators they are a product with a one-hot matrix, because
+`index_add` adds with atomics there; on a host it takes a cluster's points in their order, in a tenth of the time.
+Everything is computed about the mean of the points: it changes no distance, and a common offset then costs no digits.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dd_lightning.functional.errors import InputError
+
+_MAX_ITERATIONS = 100
+_TOLERANCE = 1e-4
+"""Those of DREAM's implementation: the most moves of the centroids, and when to stop."""
 
 
 class Clustering(NamedTuple):
@@ -32,7 +37,11 @@ class Clustering(NamedTuple):
 
 
 def kmeans(
-    points: Tensor, clusters: int, generator: torch.Generator, max_iterations: int = 100, tolerance: float = 1e-4
+    points: Tensor,
+    clusters: int,
+    generator: torch.Generator,
+    max_iterations: int = _MAX_ITERATIONS,
+    tolerance: float = _TOLERANCE,
 ) -> Clustering:
     """Cluster points by Lloyd's algorithm, from k of them drawn uniformly.
 
@@ -106,7 +115,47 @@ def representatives(points: Tensor, clusters: int, generator: torch.Generator, p
     """
     _check(points, clusters, per_cluster)
     points, _ = _centred(points)
-    centroids, assignments, _ = _lloyd(points, clusters, generator, max_iterations=100, tolerance=1e-4)
+    return _nearest_members(points, _lloyd(points, clusters, generator, _MAX_ITERATIONS, _TOLERANCE), per_cluster)
+
+
+def representatives_of_groups(
+    groups: Sequence[Tensor], clusters: int, generator: torch.Generator, per_cluster: int = 1
+) -> list[Tensor]:
+    """Return the :func:`representatives` of several groups of points, clustered at the same time.
+
+    Every iteration is one pass over all groups with one synchronisation, in place of several for each group. Starts are
+    drawn as a loop over the groups would draw them; so up to rounding the result is that of the loop. Memory beyond a
+    padded copy of all points is a few times their number times k.
+
+    Args:
+        groups: ``[n_i, d]`` each, of one dtype and device.
+        clusters: k in each group, at least 1.
+        generator: As for `kmeans`.
+        per_cluster: Points to take from each cluster.
+
+    Returns:
+        For each group, ``[clusters * per_cluster]`` int64 indices of its points.
+
+    Raises:
+        InputError: If a group has fewer points than that, or an argument is out of range.
+
+    Example:
+        >>> groups = [torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[9.0], [4.0]])]
+        >>> [sorted(chosen.tolist()) for chosen in representatives_of_groups(groups, 1, torch.Generator())]
+        [[1], [0]]
+    """
+    for points in groups:
+        _check(points, clusters, per_cluster)
+    centred = [_centred(points)[0] for points in groups]
+    found = _lloyd_of_groups(centred, clusters, generator, _MAX_ITERATIONS, _TOLERANCE)
+    return [
+        _nearest_members(points, clustering, per_cluster) for points, clustering in zip(centred, found, strict=True)
+    ]
+
+
+def _nearest_members(points: Tensor, found: Clustering, per_cluster: int) -> Tensor:
+    centroids, assignments, _ = found
+    clusters = len(centroids)
     # By cluster, and within it by distance; stable sorts leave equal distances in the order of the points.
     order = _squared_distances(points, centroids[assignments]).argsort(stable=True)
     order = order[assignments[order].argsort(stable=True)]
@@ -158,23 +207,77 @@ def _lloyd(
     while iterations < max_iterations and movement > tolerance:
         empty, farthest = _repair(points, centroids, assignments)
         assignments[farthest] = empty
-        members = _one_hot(assignments, clusters).to(points.dtype)
-        sums, counts = members.T @ points, members.sum(0)[:, None]
+        sums, counts = _sums(points, assignments, clusters)
         # A cluster stays empty only where there are fewer distinct points than clusters.
         moved = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
         movement = float((moved - centroids).square().sum())
         centroids = moved
         assignments = _nearest(points, centroids)
         iterations += 1
-    # The last move can have emptied a cluster. A centroid put on a point away from all centroids keeps that point from
-    # then on, so no cluster needs it twice, and k rounds are enough.
-    for _ in range(clusters):
+    return _without_empty(points, Clustering(centroids, assignments, iterations))
+
+
+def _without_empty(points: Tensor, found: Clustering) -> Clustering:
+    """Give points to the clusters that the last move has emptied."""
+    centroids, assignments, iterations = found
+    # A centroid put on a point away from all centroids keeps that point from then on, so no cluster needs it twice, and
+    # k rounds are enough.
+    for _ in range(len(centroids)):
         empty, farthest = _repair(points, centroids, assignments)
         if len(empty) == 0:
             break
         centroids[empty] = points[farthest]
         assignments = _nearest(points, centroids)
     return Clustering(centroids, assignments, iterations)
+
+
+def _lloyd_of_groups(
+    groups: Sequence[Tensor], clusters: int, generator: torch.Generator, max_iterations: int, tolerance: float
+) -> list[Clustering]:
+    """Do what `_lloyd` does for each group, all at once; a group that has converged stays as it is."""
+    lengths = [len(points) for points in groups]
+    points = torch.nn.utils.rnn.pad_sequence(list(groups), batch_first=True)
+    device = points.device
+    padding = torch.arange(points.shape[1], device=device) >= torch.tensor(lengths, device=device)[:, None]
+    starts = [torch.randperm(n, generator=generator, device=generator.device)[:clusters] for n in lengths]
+    centroids = torch.stack([own[start.to(device)] for own, start in zip(groups, starts, strict=True)])
+
+    def nearest(centroids: Tensor) -> Tensor:
+        table = torch.baddbmm(centroids.square().sum(2)[:, None], points, centroids.mT, alpha=-2)
+        return table.argmin(2).masked_fill(padding, -1)  # padding is in no cluster
+
+    def means(assignments: Tensor) -> tuple[Tensor, Tensor]:
+        members = _one_hot(assignments, clusters).to(points.dtype)
+        counts = members.sum(1)[..., None]
+        moved = torch.where(counts > 0, members.mT @ points / counts.clamp(min=1), centroids)
+        return moved, (counts == 0).sum((1, 2))
+
+    assignments = nearest(centroids)
+    iterations, moving = [0] * len(groups), list(range(len(groups)))
+    for _ in range(max_iterations):
+        moved, emptied = means(assignments)
+        movement = (moved - centroids).square().sum((1, 2), dtype=torch.float64)
+        told = torch.stack([emptied.to(movement), movement]).tolist()  # the one synchronisation
+        repaired = [group for group in moving if told[0][group] > 0]
+        for group in repaired:
+            own = assignments[group, : lengths[group]]
+            empty, farthest = _repair(groups[group], centroids[group], own)
+            own[farthest] = empty
+        if repaired:
+            moved, _ = means(assignments)
+            told[1] = (moved - centroids).square().sum((1, 2), dtype=torch.float64).tolist()
+        here = torch.tensor(moving, device=device)
+        centroids[here] = moved[here]
+        assignments[here] = nearest(centroids)[here]
+        for group in moving:
+            iterations[group] += 1
+        moving = [group for group in moving if told[1][group] > tolerance]
+        if not moving:
+            break
+    return [
+        _without_empty(own, Clustering(centroids[group], assignments[group, : lengths[group]], iterations[group]))
+        for group, own in enumerate(groups)
+    ]
 
 
 def _nearest(points: Tensor, centroids: Tensor) -> Tensor:
@@ -187,8 +290,17 @@ def _squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
     return (points - centroids).square().sum(1)
 
 
+def _sums(points: Tensor, assignments: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Return the sums of the points of each cluster, ``[k, d]``, and how many they are, ``[k, 1]``."""
+    members = _one_hot(assignments, clusters).to(points.dtype)
+    counts = members.sum(0)[:, None]
+    if points.device.type == "cpu":
+        return points.new_zeros(clusters, points.shape[1]).index_add_(0, assignments, points), counts
+    return members.T @ points, counts
+
+
 def _one_hot(assignments: Tensor, clusters: int) -> Tensor:
-    return assignments[:, None] == torch.arange(clusters, device=assignments.device)
+    return assignments[..., None] == torch.arange(clusters, device=assignments.device)
 
 
 def _repair(points: Tensor, centroids: Tensor, assignments: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,19 @@
 """First- and second-order derivatives of a training loss: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
 
-from dd_lightning.functional.compilation import Backend, compiled
+from dd_lightning.functional.compilation import Backend, compiled, laid_out
 from dd_lightning.functional.errors import InputError
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta [P], images [B, ...], targets [B] or [B, C]) -> the batch's mean loss, a scalar."""
+
+Other = TypeVar("Other")
 
 Order = Literal["reverse_over_reverse", "forward_over_reverse", "reverse_over_forward"]
 """How second derivatives are evaluated; the numbers are the same.
@@ -89,13 +91,13 @@ class CompiledLoss:
     def gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return what :func:`gradient` does."""
         with torch.no_grad():
-            derivative: Tensor = self._gradient(theta.clone(), _laid_out(images), targets.detach())
+            derivative: Tensor = self._gradient(theta.clone(), laid_out(images), targets.detach())
         return derivative
 
     def gradients(self, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return what :func:`gradients` does."""
         with torch.no_grad():
-            derivatives: Tensor = self._gradients(thetas.detach(), _laid_out(images), targets.detach())
+            derivatives: Tensor = self._gradients(thetas.detach(), laid_out(images), targets.detach())
         return derivatives
 
     def products(
@@ -104,7 +106,7 @@ class CompiledLoss:
         """Return what :func:`gradient_products` does."""
         with torch.no_grad():
             found: Products = self._products[wrt_targets](
-                theta.clone(), _laid_out(images), targets.detach(), tangent.detach()
+                theta.clone(), laid_out(images), targets.detach(), tangent.detach()
             )
         return found
 
@@ -220,11 +222,44 @@ def partial_gradients(
         >>> g.item(), torch.autograd.grad(g, x, torch.tensor(10.0))[0].item()
         (12.0, 60.0)
     """
+    return partial_gradients_and_other(lambda full: (loss(full), ()), parts, wanted, graph)[0]
+
+
+def partial_gradients_and_other(
+    loss: Callable[[Sequence[Tensor]], tuple[Tensor, Other]],
+    parts: Sequence[Tensor],
+    wanted: Sequence[int],
+    graph: bool,
+) -> tuple[tuple[Tensor, ...], Other]:
+    """Return what :func:`partial_gradients` does, and whatever else the loss has returned with its value.
+
+    Args:
+        loss: Takes the parameters and returns a scalar and something else.
+        parts: The parameters, each in its own shape; read only.
+        wanted: Which of them to differentiate by.
+        graph: Whether the derivatives are to be differentiated again.
+
+    Example:
+        >>> parts = (torch.tensor(3.0), torch.tensor(5.0))
+        >>> partial_gradients_and_other(lambda p: (p[0] ** 2, p[0] + p[1]), parts, [0], graph=False)[0]
+        (tensor(6.),)
+    """
+    if torch.compiler.is_compiling():
+        # The same numbers in the form that torch.compile can differentiate again, within what it compiles.
+        def of_wanted(chosen: tuple[Tensor, ...]) -> tuple[Tensor, Other]:
+            full = list(parts)
+            for index, part in zip(wanted, chosen, strict=True):
+                full[index] = part
+            return loss(full)
+
+        found: tuple[tuple[Tensor, ...], Other] = grad(of_wanted, has_aux=True)(tuple(parts[i] for i in wanted))
+        return found
     leaves = [part.detach() for part in parts]
     for index in wanted:
         leaves[index].requires_grad_()
     with torch.enable_grad():
-        return torch.autograd.grad(loss(leaves), [leaves[i] for i in wanted], create_graph=graph)
+        value, other = loss(leaves)
+        return torch.autograd.grad(value, [leaves[i] for i in wanted], create_graph=graph), other
 
 
 def _jvp_of_grad(
@@ -251,10 +286,3 @@ _SECOND: dict[Order, Callable[[Loss, Tensor, Tensor, Tensor, Tensor, bool], Prod
     "forward_over_reverse": _jvp_of_grad,
     "reverse_over_forward": _grad_of_jvp,
 }
-
-
-def _laid_out(images: Tensor) -> Tensor:
-    # On a host, a convolution of 3 channels in float32 is nine times faster with the channels last, and compiled code
-    # keeps to it.
-    last = images.dim() == 4 and images.device.type == "cpu" and images.dtype == torch.float32
-    return images.detach().contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

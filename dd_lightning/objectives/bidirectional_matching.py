@@ -4,13 +4,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from dd_lightning.functional.class_matching import Statistics
+from dd_lightning.functional.compilation import Compile
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.matching import Metric, tensor_distance
 from dd_lightning.functional.policies import PolicyName
-from dd_lightning.functional.products import partial_gradients
+from dd_lightning.functional.precision import Precision, in_precision
+from dd_lightning.functional.products import partial_gradients_and_other
 from dd_lightning.networks import FunctionalNetwork, Parameters
-from dd_lightning.objectives.classwise import Sampling, Statistics
+from dd_lightning.objectives.classwise import Sampling
 from dd_lightning.objectives.gradient_matching import GradientMatching
 from dd_lightning.pools import NetworkPool
 from dd_lightning.real import RealSet
@@ -36,6 +39,8 @@ class BidirectionalMatching(GradientMatching):
             features of the network that the previous step used.
         interval: Steps between two choices of representatives.
         per_cluster: Representatives of each cluster.
+        compile: Compile the matching of a class: ``auto``, ``on`` or ``off``.
+        precision: What the network's layers compute in: ``float32``, ``tf32`` (CUDA alone) or ``bfloat16``.
 
     Raises:
         InputError: If ``alpha`` is negative, a number is out of range or the augmentation unknown.
@@ -57,6 +62,8 @@ class BidirectionalMatching(GradientMatching):
         sampling: Sampling = "representative",
         interval: int = 10,
         per_cluster: int = 1,
+        compile: Compile | bool = "off",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__(
             metric,
@@ -69,6 +76,8 @@ class BidirectionalMatching(GradientMatching):
             sampling,
             interval,
             per_cluster,
+            compile,
+            precision,
         )
         if not 0 <= alpha < float("inf"):
             raise InputError(f"alpha is {alpha}; the weight of the feature distance must be at least 0 (1 in DREAM+)")
@@ -88,14 +97,13 @@ class BidirectionalMatching(GradientMatching):
         self, network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor, graph: bool
     ) -> Statistics:
         """Return the gradients, and the mean feature [F] last, from one pass through the network."""
-        features: list[Tensor] = []
+        embed, classify = (in_precision(part, self.precision) for part in (network.features, network.classify))
 
-        def loss(parts: Parameters) -> Tensor:
-            features.append(network.features(parts, images))
-            return classification_loss(network.classify(parts, features[0]), targets)
+        def loss_and_mean(parts: Parameters) -> tuple[Tensor, Tensor]:
+            features = embed(parts, images)
+            return classification_loss(classify(parts, features), targets), features.mean(0)
 
-        gradients = partial_gradients(loss, network.split(theta), self._layers(network), graph)
-        mean = features[0].mean(0)
+        gradients, mean = partial_gradients_and_other(loss_and_mean, network.split(theta), self._layers(network), graph)
         return (*gradients, mean if graph else mean.detach())
 
     def terms(self, synthetic: Statistics, real: Statistics) -> Mapping[str, Tensor]:

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dd_lightning.compiling import compiled_or_told, compiles
 from dd_lightning.functional.augment import AugmentationDraw
+from dd_lightning.functional.class_matching import CompiledMatching, Statistics
+from dd_lightning.functional.compilation import Compile, compile_choice
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
+from dd_lightning.functional.precision import Precision, precision_choice, tensor_float
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.memory import MemoryEstimate, MemoryPart, memory_model
 from dd_lightning.networks import FunctionalNetwork
@@ -22,9 +26,6 @@ from dd_lightning.sampling import RepresentativeBatches, shuffled_class_batches
 from dd_lightning.synthetic import SyntheticSet
 
 Sampling = Literal["shuffled", "representative"]
-
-Statistics = tuple[Tensor, ...]
-"""What is compared: gradients of some layers, a mean feature, or both."""
 
 
 class ClassBatch(NamedTuple):
@@ -84,9 +85,16 @@ class ClasswiseMatching(MatchingObjective):
             on the features of the network that the previous step used (DREAM).
         interval: Steps between two choices of representatives; 10 in DREAM.
         per_cluster: Representatives of each cluster; 1 in DREAM.
+        compile: Compile the statistics, their comparison and its gradient by the images. It takes up to minutes before
+            the first step, and the rounding is another one. ``auto`` does so on CUDA alone, in runs that match at least
+            50,000 classes (``max_steps`` x classes), unless the Trainer is ``deterministic`` (the compiler may choose
+            other kernels in another process); where it is impossible, the run goes on without. ``off`` is the default
+            because the gain has been measured on a host alone.
+        precision: What the network's layers compute in: ``float32``; ``tf32``, on CUDA alone; or ``bfloat16``.
+            Parameters, images, distances and representatives' features stay in float32.
 
     Raises:
-        InputError: If a number is out of range or the augmentation unknown.
+        InputError: If a number is out of range, or the augmentation, ``compile`` or ``precision`` unknown.
     """
 
     candidates: ClassVar[type[Candidate]] = Candidate
@@ -101,6 +109,8 @@ class ClasswiseMatching(MatchingObjective):
         sampling: Sampling = "shuffled",
         interval: int = 10,
         per_cluster: int = 1,
+        compile: Compile | bool = "off",
+        precision: Precision = "float32",
     ) -> None:
         if batch_real < 1 or batch_syn < 1:
             raise InputError(f"batch_real is {batch_real} and batch_syn is {batch_syn}; both must be at least 1 image")
@@ -110,12 +120,18 @@ class ClasswiseMatching(MatchingObjective):
         self.representatives = (
             RepresentativeBatches(batch_real, interval, per_cluster) if sampling == "representative" else None
         )
+        self.compile = compile_choice(compile)
+        self.precision = precision_choice(precision)
+        self._candidates = 1  # that a step scores
+        self._compiled: tuple[FunctionalNetwork, CompiledMatching] | None = None
 
     @abstractmethod
     def statistics(
         self, network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor, graph: bool
     ) -> Statistics:
-        """Return what is compared, for one batch of one class.
+        """Return what is compared, for one batch of one class, computed in the objective's precision.
+
+        A pure function, which torch.compile must be able to read.
 
         Args:
             network: The architecture.
@@ -157,9 +173,11 @@ class ClasswiseMatching(MatchingObjective):
     ) -> MemoryEstimate:
         """Estimate the peak of a step; it computes one class at a time.
 
-        NOTE: What the pool does between two steps and the choice of representatives are not in it.
+        NOTE: What the pool does between two steps and the choice of representatives are not in it. It is that of the
+        eager code, whatever is compiled.
         """
         del device_type  # the same everywhere
+        self._candidates = candidates
         classes = network.num_classes
         count = min(self.batch_syn, size // classes)
         step = memory_model(lambda real, synthetic: self._probe(network, real, synthetic, soft), kinds=2)
@@ -194,6 +212,39 @@ class ClasswiseMatching(MatchingObjective):
     def _probe_targets(network: FunctionalNetwork, count: int, soft: bool) -> Tensor:
         return torch.zeros(count, network.num_classes) if soft else torch.zeros(count, dtype=torch.int64)
 
+    def prepare(
+        self, network: FunctionalNetwork, synthetic: SyntheticSet, steps: int, say: Callable[[str], None]
+    ) -> None:
+        """Compile the matching of a class, if that was asked for or repays itself."""
+        self._compiled = None
+        if not compiles(self.compile, synthetic.images.device, steps * network.num_classes):
+            return
+        say("compiling the matching of a class: the first distillation step may be minutes away")
+        matching = compiled_or_told(
+            lambda: self._warmed_up(network, synthetic), self.compile, "the matching of a class", "objective.compile"
+        )
+        self._compiled = None if matching is None else (network, matching)
+
+    def _warmed_up(self, network: FunctionalNetwork, synthetic: SyntheticSet) -> CompiledMatching:
+        """Match a class in every way that the run will: batches of all classes have the same shapes."""
+
+        def statistics(theta: Tensor, images: Tensor, targets: Tensor, graph: bool) -> Statistics:
+            return self.statistics(network, theta, images, targets, graph)
+
+        matching = CompiledMatching(statistics, self.terms)
+        decoded, targets = synthetic.decoded().detach(), synthetic.decoded_targets().detach()
+        count = min(self.batch_syn, len(decoded) // network.num_classes)
+        theta = network.initial(0).to(decoded)
+        real_images = decoded.new_zeros(self.batch_real, *decoded.shape[1:])
+        real_targets = torch.zeros(self.batch_real, dtype=torch.int64, device=decoded.device)
+        with tensor_float(self.precision, decoded.device):
+            real = matching.real(theta, real_images, real_targets)
+            matching.matched(theta, decoded[:count], targets[:count], real)
+            if self._candidates > 1:
+                _, cotangents = matching.compared(theta, decoded[:count], targets[:count], real)
+                matching.pulled_back(theta, decoded[:count], targets[:count], cotangents)
+        return matching
+
     def draw(
         self,
         synthetic: SyntheticSet,
@@ -207,7 +258,8 @@ class ClasswiseMatching(MatchingObjective):
             batches = shuffled_class_batches(real, self.batch_real, context)
         else:
             theta = cache(lambda: reference().theta)  # loaded once, if it is time to choose
-            batches = self.representatives.batches(real, lambda images: network.features(theta(), images), context)
+            with tensor_float(self.precision, real.images.device):
+                batches = self.representatives.batches(real, lambda images: network.features(theta(), images), context)
         images, targets = synthetic.decoded().detach(), synthetic.decoded_targets().detach()
         per_class = synthetic.decoded_size // real.num_classes
         tiles, augment = context.generator("tiles"), context.generator("augment")
@@ -242,17 +294,16 @@ class ClasswiseMatching(MatchingObjective):
         totals: dict[str, Tensor] = {}
         work: list[Statistics] = []
         gradient = torch.zeros_like(draw.images) if sole else None
-        for batch in draw.classes:
-            real_statistics = self.statistics(network, theta, batch.real, batch.real_targets, graph=False)
-            leaf, statistics = self._synthetic_statistics(network, theta, draw.images, batch, graph=sole)
-            terms, cotangents = self._compare(statistics, real_statistics)
-            for name, value in terms.items():
-                totals[name] = totals[name] + value if name in totals else value
-            if gradient is not None:
-                gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
-            else:
-                work.append(cotangents)
-            del leaf, statistics  # with the graph, before that of the next class is made
+        with tensor_float(self.precision, draw.images.device):
+            for batch in draw.classes:
+                real_statistics = self._real_statistics(network, theta, batch)
+                if gradient is not None:
+                    terms, gradient[batch.rows] = self._matched(network, theta, draw.images, batch, real_statistics)
+                else:
+                    terms, cotangents = self._compared(network, theta, draw.images, batch, real_statistics)
+                    work.append(cotangents)
+                for name, value in terms.items():
+                    totals[name] = totals[name] + value if name in totals else value
         loss = torch.stack(list(totals.values())).sum()
         return ScoredCandidate(
             candidate, loss, draw, work if gradient is None else gradient, totals if len(totals) > 1 else {}
@@ -273,14 +324,55 @@ class ClasswiseMatching(MatchingObjective):
         if self.representatives is not None and state:
             self.representatives.load_state_dict(state)
 
-    def _synthetic_statistics(
-        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch, graph: bool
-    ) -> tuple[Tensor, Statistics]:
-        """Return the synthetic images of a class as a leaf, and their statistics, with a graph from it if wanted."""
+    # One class: with a graph that is gone on return, or by compiled code
+
+    def _code(self, network: FunctionalNetwork) -> CompiledMatching | None:
+        return self._compiled[1] if self._compiled is not None and self._compiled[0] is network else None
+
+    def _real_statistics(self, network: FunctionalNetwork, theta: Tensor, batch: ClassBatch) -> Statistics:
+        code = self._code(network)
+        if code is not None:
+            return code.real(theta, batch.real, batch.real_targets)
+        return self.statistics(network, theta, batch.real, batch.real_targets, graph=False)
+
+    def _matched(
+        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch, real: Statistics
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return a class's terms, and the gradient of their sum by its synthetic images."""
+        code, (leaf, augmented) = self._code(network), self._augmented(images, batch, graph=True)
+        if code is not None:
+            terms, gradient = code.matched(theta, augmented, batch.targets, real)
+            return terms, torch.autograd.grad(augmented, leaf, gradient)[0]
+        statistics = self.statistics(network, theta, augmented, batch.targets, graph=True)
+        terms, cotangents = self._compare(statistics, real)
+        return terms, torch.autograd.grad(statistics, leaf, cotangents)[0]
+
+    def _compared(
+        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch, real: Statistics
+    ) -> tuple[dict[str, Tensor], Statistics]:
+        """Return a class's terms, and a, the derivatives of their sum by its synthetic statistics."""
+        code, (_, augmented) = self._code(network), self._augmented(images, batch, graph=False)
+        if code is not None:
+            return code.compared(theta, augmented, batch.targets, real)
+        return self._compare(self.statistics(network, theta, augmented, batch.targets, graph=False), real)
+
+    def _pulled_back(
+        self, network: FunctionalNetwork, theta: Tensor, images: Tensor, batch: ClassBatch, cotangents: Statistics
+    ) -> Tensor:
+        """Return d(a . s)/dx of a class's synthetic images."""
+        code, (leaf, augmented) = self._code(network), self._augmented(images, batch, graph=True)
+        if code is not None:
+            gradient = code.pulled_back(theta, augmented, batch.targets, cotangents)
+            return torch.autograd.grad(augmented, leaf, gradient)[0]
+        statistics = self.statistics(network, theta, augmented, batch.targets, graph=True)
+        return torch.autograd.grad(statistics, leaf, cotangents)[0]
+
+    @staticmethod
+    def _augmented(images: Tensor, batch: ClassBatch, graph: bool) -> tuple[Tensor, Tensor]:
+        """Return the synthetic images of a class as a leaf, and augmented, with a graph from it if wanted."""
         leaf = images[batch.rows].requires_grad_(graph)
         with torch.set_grad_enabled(graph):
-            augmented = augment_in_turn(leaf, batch.augmentation)
-        return leaf, self.statistics(network, theta, augmented, batch.targets, graph)
+            return leaf, augment_in_turn(leaf, batch.augmentation)
 
     def _compare(self, synthetic: Statistics, real: Statistics) -> tuple[dict[str, Tensor], Statistics]:
         """Return the terms without a graph, and a, the derivatives of their sum by the synthetic statistics."""
@@ -293,13 +385,10 @@ class ClasswiseMatching(MatchingObjective):
     def _gradient(self, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         draw: ClasswiseDraw = scored.draw
         work: Sequence[Statistics] = scored.work
-        gradient = torch.zeros_like(draw.images)
-        for batch, cotangents in zip(draw.classes, work, strict=True):
-            leaf, statistics = self._synthetic_statistics(
-                network, scored.candidate.theta, draw.images, batch, graph=True
-            )
-            gradient[batch.rows] = torch.autograd.grad(statistics, leaf, cotangents)[0]
-            del leaf, statistics
+        theta, gradient = scored.candidate.theta, torch.zeros_like(draw.images)
+        with tensor_float(self.precision, draw.images.device):
+            for batch, cotangents in zip(draw.classes, work, strict=True):
+                gradient[batch.rows] = self._pulled_back(network, theta, draw.images, batch, cotangents)
         return gradient
 
 

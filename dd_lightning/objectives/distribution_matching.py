@@ -5,10 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dd_lightning.functional.class_matching import Statistics
+from dd_lightning.functional.compilation import Compile
 from dd_lightning.functional.matching import Metric, tensor_distance
 from dd_lightning.functional.policies import PolicyName
+from dd_lightning.functional.precision import Precision, in_precision
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives.classwise import ClasswiseMatching, Sampling, Statistics
+from dd_lightning.objectives.classwise import ClasswiseMatching, Sampling
 from dd_lightning.pools import NetworkPool
 from dd_lightning.real import RealSet
 
@@ -29,6 +32,8 @@ class DistributionMatching(ClasswiseMatching):
             features of the network that the previous step used (DREAM).
         interval: Steps between two choices of representatives; 10 in DREAM.
         per_cluster: Representatives of each cluster; 1 in DREAM.
+        compile: Compile the matching of a class: ``auto``, ``on`` or ``off``.
+        precision: What the network's layers compute in: ``float32``, ``tf32`` (CUDA alone) or ``bfloat16``.
 
     Raises:
         InputError: If a number is out of range or the augmentation unknown.
@@ -48,8 +53,12 @@ class DistributionMatching(ClasswiseMatching):
         sampling: Sampling = "shuffled",
         interval: int = 10,
         per_cluster: int = 1,
+        compile: Compile | bool = "off",
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__(batch_real, batch_syn, augmentation, policy, sampling, interval, per_cluster)
+        super().__init__(
+            batch_real, batch_syn, augmentation, policy, sampling, interval, per_cluster, compile, precision
+        )
         self.metric: Metric = metric
 
     @staticmethod
@@ -67,8 +76,9 @@ class DistributionMatching(ClasswiseMatching):
     ) -> Statistics:
         """Return the mean feature, [F]."""
         del targets
+        features = in_precision(network.features, self.precision)
         with torch.set_grad_enabled(graph):
-            return (network.features(theta, images).mean(0),)
+            return (features(theta, images).mean(0),)
 
     def terms(self, synthetic: Statistics, real: Statistics) -> Mapping[str, Tensor]:
         """Return the distance of the mean features."""

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from dd_lightning.functional.class_matching import Statistics
+from dd_lightning.functional.compilation import Compile
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.matching import Metric, compared_layers, gradient_distance
 from dd_lightning.functional.policies import PolicyName
+from dd_lightning.functional.precision import Precision, in_precision
 from dd_lightning.functional.products import partial_gradients
 from dd_lightning.networks import FunctionalNetwork, Parameters
-from dd_lightning.objectives.classwise import ClasswiseMatching, Sampling, Statistics
+from dd_lightning.objectives.classwise import ClasswiseMatching, Sampling
 from dd_lightning.real import RealSet
 
 
@@ -34,6 +37,8 @@ class GradientMatching(ClasswiseMatching):
             on the features of the network that the previous step used (DREAM).
         interval: Steps between two choices of representatives; 10 in DREAM.
         per_cluster: Representatives of each cluster; 1 in DREAM.
+        compile: Compile the matching of a class: ``auto``, ``on`` or ``off``.
+        precision: What the network's layers compute in: ``float32``, ``tf32`` (CUDA alone) or ``bfloat16``.
 
     Raises:
         InputError: If a number is out of range or the augmentation unknown.
@@ -56,8 +61,12 @@ class GradientMatching(ClasswiseMatching):
         sampling: Sampling = "shuffled",
         interval: int = 10,
         per_cluster: int = 1,
+        compile: Compile | bool = "off",
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__(batch_real, batch_syn, augmentation, policy, sampling, interval, per_cluster)
+        super().__init__(
+            batch_real, batch_syn, augmentation, policy, sampling, interval, per_cluster, compile, precision
+        )
         self.metric: Metric = metric
         self.include_classifier = include_classifier
         self.include_bias = include_bias
@@ -71,9 +80,10 @@ class GradientMatching(ClasswiseMatching):
         self, network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor, graph: bool
     ) -> Statistics:
         """Return the gradient of the cross-entropy by each layer that is compared."""
+        logits = in_precision(network, self.precision)
 
         def loss(parts: Parameters) -> Tensor:
-            return classification_loss(network(parts, images), targets)
+            return classification_loss(logits(parts, images), targets)
 
         return partial_gradients(loss, network.split(theta), self._layers(network), graph)
 

@@ -1,6 +1,5 @@
 """MTT: after N steps on S, the student should be where the expert went on T."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dd_lightning.compiling import compiled_or_told, compiles
 from dd_lightning.ensemble import ensemble_pays
 from dd_lightning.functional.augment import DSA, AugmentationDraw, augment, hungriest
 from dd_lightning.functional.compilation import Compile, compile_choice
@@ -34,9 +34,6 @@ from dd_lightning.synthetic import SyntheticSet
 
 SMALLEST_PIECE = 16
 """Images of the smallest piece that ``micro_batch: auto`` makes: smaller ones would cost time and free little."""
-
-REPAYING_STEPS = 50_000
-"""Student steps in a run from which ``compile: auto`` compiles, on CUDA: a minute is 1.2 ms for each of so many."""
 
 
 class TrajectoryMatching(MatchingObjective):
@@ -199,21 +196,15 @@ class TrajectoryMatching(MatchingObjective):
     ) -> None:
         """Compile the student's step, if that was asked for or repays itself."""
         self._compiled = None
-        if not self._compiles(synthetic.images.device, steps):
+        device = synthetic.images.device
+        if not compiles(self.compile, device, steps * self.syn_steps):
             return
         say("compiling the student's step: the first distillation step may be minutes away")
-        try:
-            with tensor_float(self.precision, synthetic.images.device):
-                student = self._warmed_up(network, synthetic)
-        except Exception as error:
-            cause = getattr(error, "inner_exception", error)  # the compiler's own, behind torch's
-            line = (str(cause).strip().splitlines() or [""])[0]
-            reason = f"torch.compile fails for the student's step ({type(cause).__name__}: {line})"
-            if self.compile == "on":
-                raise InputError(f"compile is 'on', but {reason}; set objective.compile: off") from error
-            warnings.warn(f"{reason}: going on without; set objective.compile: off to try no more", stacklevel=2)
-        else:
-            self._compiled = network, student
+        with tensor_float(self.precision, device):
+            student = compiled_or_told(
+                lambda: self._warmed_up(network, synthetic), self.compile, "the student's step", "objective.compile"
+            )
+        self._compiled = None if student is None else (network, student)
 
     def draw(
         self,
@@ -289,12 +280,6 @@ class TrajectoryMatching(MatchingObjective):
     def skips(self, loss: Tensor) -> bool:
         """Tell whether the loss is above ``loss_threshold``."""
         return self.loss_threshold is not None and float(loss) > self.loss_threshold
-
-    def _compiles(self, device: torch.device, steps: int) -> bool:
-        if self.compile != "auto":
-            return self.compile == "on"
-        repaid = steps * self.syn_steps >= REPAYING_STEPS
-        return device.type == "cuda" and repaid and not torch.are_deterministic_algorithms_enabled()
 
     def _warmed_up(self, network: FunctionalNetwork, synthetic: SyntheticSet) -> CompiledLoss:
         """Take one student step of each batch size there and back, which compiles all that the run will need."""

@@ -49,6 +49,8 @@ class PoolSetup:
         train_experts: Trains what a store lacks; it comes from above, since training needs Lightning.
         seed: The run's seed, for what is drawn before the first step.
         progress_bar: Whether long work shows a bar.
+        steps: Distillation steps of the whole run, those before a resumption included.
+        say: Shows a line to the person who is going to wait.
     """
 
     network: FunctionalNetwork
@@ -59,6 +61,8 @@ class PoolSetup:
     train_experts: TrainExperts
     seed: int = 0
     progress_bar: bool = False
+    steps: int = 0
+    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.cutmix import cutmix, draw_cutmix
+from dd_lightning.compiling import compiled_or_told, compiles
+from dd_lightning.functional.compilation import Compile, compile_choice
+from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import augment_in_turn
-from dd_lightning.functional.products import gradient
+from dd_lightning.functional.precision import Precision, precision_choice, tensor_float
+from dd_lightning.functional.products import CompiledLoss, gradient
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import training_loss
 from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup
@@ -60,9 +63,15 @@ class NetworkPool(CandidatePool):
             ``candidates`` that it scored, ``all`` of the pool, or ``none``.
         pretrain_epochs: Epochs on the real data before a new network joins the pool: 0 in IDC and DREAM, 1 in DREAM+.
         recipe: How the networks are trained, and for how long at each update.
+        compile: Compile the gradient of their training. It takes up to a minute before the first step, and the rounding
+            is another one. ``auto`` does so on CUDA alone, in runs of at least 50,000 of these gradients, unless the
+            Trainer is ``deterministic`` (the compiler may choose other kernels in another process); where it is
+            impossible, the run goes on without. A smaller last batch of an epoch is not worth it, and stays as it is.
+        precision: What the networks' layers compute in while they are trained: ``float32``; ``tf32``, on CUDA alone; or
+            ``bfloat16``. Parameters, their updates and the cross-entropy are in float32.
 
     Raises:
-        InputError: If a number is out of range.
+        InputError: If a number is out of range, or ``compile`` or ``precision`` unknown.
 
     References:
         Kim et al., Dataset Condensation via Efficient Synthetic-Data Parameterization, https://arxiv.org/abs/2205.14959.
@@ -78,6 +87,8 @@ class NetworkPool(CandidatePool):
         refresh: NetworkRefresh = "winner",
         pretrain_epochs: int = 0,
         recipe: NetworkRecipe = NetworkRecipe(),  # noqa: B008  (frozen)
+        compile: Compile | bool = "off",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__(num_networks)
         if age_limit is not None and age_limit < 1:
@@ -89,14 +100,25 @@ class NetworkPool(CandidatePool):
         self.pretrain_epochs = pretrain_epochs
         self.recipe = recipe
         self.policy = recipe.policy_of_augmentation()
+        self.compile = compile_choice(compile)
+        self.precision = precision_choice(precision)
+        self._compiled: CompiledLoss | None = None
         self.batches_drawn = 0
         self._members: list[_Member] = []
         self._setup: PoolSetup | None = None
         self._epoch: tuple[int, int, list[Tensor]] | None = None
 
     def prepare(self, setup: PoolSetup) -> None:
-        """Take note of network and data; the networks are made when the first one is asked for, or loaded."""
-        self._setup = setup
+        """Take note of network and data; the networks are made when the first one is asked for, or loaded.
+
+        Their training is compiled now, if that was asked for or repays itself.
+        """
+        self._setup, self._compiled = setup, None
+        updated = {"winner": 1, "none": 0}.get(self.refresh_rule, self.size)
+        if compiles(self.compile, setup.device, setup.steps * updated * self.recipe.steps_per_update):
+            setup.say("compiling the training of the pool's networks: it may take a minute")
+            what = "the training of the pool's networks"
+            self._compiled = compiled_or_told(self._warmed_up, self.compile, what, "pool.compile")
 
     def draw(self, count: int, context: StepContext) -> list[CandidateKey]:
         """Draw distinct networks uniformly."""
@@ -161,6 +183,30 @@ class NetworkPool(CandidatePool):
         self.batches_drawn = state["batches_drawn"]
 
     @property
+    def _compiled_batch(self) -> int:
+        """Images of the batches that compiled code is for: all but the last one of an epoch."""
+        return min(self.recipe.batch_size, len(self._ready.real))
+
+    def _warmed_up(self) -> CompiledLoss:
+        """Train on one batch, which compiles all that the run will need."""
+        network, device, size = self._ready.network, self._ready.device, self._compiled_batch
+        images, labels = self._ready.real.images[:size].to(device), self._ready.real.labels[:size].to(device)
+        loss = CompiledLoss(training_loss(network, self.precision))
+        with tensor_float(self.precision, device):
+            gradient(loss, network.initial(0).to(images), images, self._compiled_targets(images, labels))
+        return loss
+
+    def _compiled_targets(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return targets of one kind, whether or not CutMix has mixed a batch: compiled code is for one kind."""
+        return label_logits(targets, self._ready.network.num_classes, images.dtype) if self.recipe.cutmix else targets
+
+    def _gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient of the networks' training, by compiled code where there is any."""
+        if self._compiled is not None and len(images) == self._compiled_batch:
+            return gradient(self._compiled, theta, images, self._compiled_targets(images, targets))
+        return gradient(training_loss(self._ready.network, self.precision), theta, images, targets)
+
+    @property
     def _ready(self) -> PoolSetup:
         if self._setup is None:
             raise RuntimeError("NetworkPool.prepare has not been called")
@@ -207,7 +253,7 @@ class NetworkPool(CandidatePool):
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         """Take one step of SGD for each batch, on copies: what a step was handed stays as it was."""
-        real, recipe, loss = self._ready.real, self.recipe, training_loss(self._ready.network)
+        real, recipe = self._ready.real, self.recipe
         theta = member.theta.clone()
         sgd = torch.optim.SGD([theta], recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         if member.momentum is not None:
@@ -218,7 +264,8 @@ class NetworkPool(CandidatePool):
             mix = draw_cutmix(generator, len(rows), real.image_shape[-2:], recipe.cutmix)
             if mix is not None:
                 images, targets = cutmix(images, targets, mix, real.num_classes)
-            theta.grad = gradient(loss, theta, images, targets)
+            with tensor_float(self.precision, images.device):
+                theta.grad = self._gradient(theta, images, targets)
             sgd.step()
             if on_step is not None:
                 on_step(step + 1)

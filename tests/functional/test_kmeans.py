@@ -6,7 +6,16 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.kmeans import Clustering, _repair, kmeans, representatives
+from dd_lightning.functional.kmeans import (
+    Clustering,
+    _lloyd,
+    _lloyd_of_groups,
+    _repair,
+    _sums,
+    kmeans,
+    representatives,
+    representatives_of_groups,
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -86,6 +95,17 @@ def test_several_emptied_clusters_equal_scikit_learn(seed: int) -> None:
     order, expected = found.centroids[:, 0].argsort(), centroids[:, 0].argsort()
     torch.testing.assert_close(found.centroids[order], centroids[expected], rtol=0, atol=1e-6)
     assert float(distances(points, found).amin(1).sum()) == pytest.approx(inertia, abs=1e-9)
+
+
+def test_sums_on_a_host_are_those_of_a_loop_to_the_last_bit() -> None:
+    points = random_points(500, 40).float()
+    assignments = torch.randint(7, (500,), generator=seeded(1)) % 6  # the last cluster has none
+    sums, counts = _sums(points, assignments, 7)
+    expected = torch.zeros(7, 40)
+    for point, cluster in zip(points, assignments.tolist(), strict=True):
+        expected[cluster] += point
+    assert torch.equal(sums, expected)
+    assert counts.flatten().tolist() == [assignments.tolist().count(cluster) for cluster in range(7)]
 
 
 def test_a_repair_never_empties_another_cluster() -> None:
@@ -239,6 +259,41 @@ def test_representatives_are_distinct_and_in_bounds(clusters: int, per_cluster: 
         assert chosen.shape == (clusters * per_cluster,)
         assert len(set(chosen.tolist())) == clusters * per_cluster
         assert set(chosen.tolist()) <= set(range(40))
+
+
+def groups_of_all_kinds(seed: int) -> list[Tensor]:
+    """Return groups of several sizes: spread, in blobs, and mostly one point, so that clusters lose all of theirs."""
+    blobs = 20 * random_points(6, 3, seed).repeat(9, 1) + random_points(54, 3, seed + 1)
+    same = torch.cat([random_points(20, 3, seed), random_points(1, 3, 99).expand(60, 3)])
+    return [random_points(70, 3, seed) + 3, blobs, same, random_points(6, 3, seed)]
+
+
+@pytest.mark.parametrize(("iterations", "tolerance"), [(100, 1e-4), (100, 0.5), (300, 0.0), (1, 0.0), (3, 0.0)])
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_are_clustered_as_one_by_one(iterations: int, tolerance: float, seed: int) -> None:
+    groups = groups_of_all_kinds(seed)
+    one_by_one, together = seeded(seed), seeded(seed)
+    expected = [_lloyd(points, 6, one_by_one, iterations, tolerance) for points in groups]
+    found = _lloyd_of_groups(groups, 6, together, iterations, tolerance)
+    assert torch.equal(one_by_one.get_state(), together.get_state())
+    for own, reference in zip(found, expected, strict=True):
+        assert own.iterations == reference.iterations
+        assert torch.equal(own.assignments, reference.assignments)
+        torch.testing.assert_close(own.centroids, reference.centroids, rtol=0, atol=1e-12)
+    if iterations == 300:
+        assert len({own.iterations for own in found}) > 1  # some wait for others
+
+
+@pytest.mark.parametrize("per_cluster", [1, 2])
+def test_representatives_of_groups_are_those_of_each(per_cluster: int) -> None:
+    groups = [random_points(n, 4, n) for n in (40, 30, 13)]
+    for clusters in (1, 6):
+        generator = seeded(3)
+        expected = [representatives(points, clusters, generator, per_cluster) for points in groups]
+        found = representatives_of_groups(groups, clusters, seeded(3), per_cluster)
+        assert [own.tolist() for own in found] == [own.tolist() for own in expected]
+    with pytest.raises(InputError, match="needs at least 14 images, got 13"):
+        representatives_of_groups(groups, 7, seeded(0), per_cluster=2)
 
 
 def test_errors() -> None:

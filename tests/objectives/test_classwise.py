@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from dd_lightning.colors import NormalizedSpace
+from dd_lightning.functional.class_matching import Statistics
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.matching import Metric, step_per_iteration
@@ -21,7 +22,7 @@ from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork, build_network, training_loss
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching
 from dd_lightning.objectives.base import ScoredCandidate
-from dd_lightning.objectives.classwise import ClassBatch, ClasswiseDraw, Statistics
+from dd_lightning.objectives.classwise import ClassBatch, ClasswiseDraw
 from dd_lightning.pools import Candidate, NetworkPool
 from dd_lightning.real import RealSet
 from dd_lightning.recipes import NetworkRecipe
