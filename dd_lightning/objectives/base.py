@@ -52,6 +52,11 @@ class MatchingObjective(ABC):
     memory_remedy: ClassVar[str] = "use a smaller network, or fewer images per class"
     """What a person can do where a step needs more memory than there is."""
 
+    @property
+    def inner_steps(self) -> int | None:
+        """Steps that a scoring consists of, if it can stop after some of them and go on later; None: it cannot."""
+        return None
+
     @staticmethod
     @abstractmethod
     def default_pool() -> CandidatePool:
@@ -140,6 +145,33 @@ class MatchingObjective(ABC):
             draw: The step's draws.
             sole: It is the step's only candidate, so its gradient is certain to be wanted.
         """
+
+    def score_begun(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        candidate: Any,  # noqa: ANN401
+        draw: Any,  # noqa: ANN401
+        steps: int,
+    ) -> ScoredCandidate:
+        """Score a candidate by the first of its ``inner_steps`` alone, in a way that :meth:`completed` can go on from.
+
+        Args:
+            synthetic: S.
+            real: T.
+            network: The architecture.
+            candidate: What to match.
+            draw: The step's draws.
+            steps: How many inner steps.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no inner steps")
+
+    def completed(
+        self, synthetic: SyntheticSet, real: RealSet, network: FunctionalNetwork, begun: ScoredCandidate
+    ) -> ScoredCandidate:
+        """Return what :meth:`score` would have, going on from where :meth:`score_begun` stopped."""
+        raise NotImplementedError(f"{type(self).__name__} has no inner steps")
 
     @abstractmethod
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:

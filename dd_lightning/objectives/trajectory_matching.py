@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -97,6 +97,11 @@ class TrajectoryMatching(MatchingObjective):
         self._automatic: int | None = None
         self.compile = compile_choice(compile)
         self._compiled: tuple[FunctionalNetwork, CompiledLoss] | None = None
+
+    @property
+    def inner_steps(self) -> int:
+        """The student's steps."""
+        return self.syn_steps
 
     @staticmethod
     def default_pool() -> TrajectoryPool:
@@ -196,19 +201,54 @@ class TrajectoryMatching(MatchingObjective):
         sole: bool,
     ) -> ScoredCandidate:
         """Run the student forward; its path serves the adjoint if this candidate is chosen."""
-        del real, sole
+        del sole
+        return self.score_begun(synthetic, real, network, candidate, draw, len(draw))
+
+    def score_begun(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        candidate: TrajectorySegment,
+        draw: Sequence[InnerStep],
+        steps: int,
+    ) -> ScoredCandidate:
+        """Run the student forward for its first steps: the loss is ||theta_n - target||^2 / ||start - target||^2."""
+        del real
+        path = self._path(synthetic, network, candidate.start, draw, 0, steps)
+        return ScoredCandidate(candidate, trajectory_loss(path[-1], candidate.start, candidate.target), draw, path)
+
+    def completed(
+        self, synthetic: SyntheticSet, real: RealSet, network: FunctionalNetwork, begun: ScoredCandidate
+    ) -> ScoredCandidate:
+        """Run the student on from where it stopped."""
+        del real
+        candidate = cast(TrajectorySegment, begun.candidate)
+        *path, last = begun.work
+        path += self._path(synthetic, network, last, begun.draw, len(path), len(begun.draw))
+        loss = trajectory_loss(path[-1], candidate.start, candidate.target)
+        return ScoredCandidate(candidate, loss, begun.draw, path)
+
+    def _path(
+        self,
+        synthetic: SyntheticSet,
+        network: FunctionalNetwork,
+        theta: Tensor,
+        draw: Sequence[InnerStep],
+        first: int,
+        end: int,
+    ) -> list[Tensor]:
+        """Take the student's steps from ``first`` to before ``end``, from ``theta``."""
         with torch.no_grad():
-            path = unroll(
+            return unroll(
                 self._student(network),
-                candidate.start,
+                theta,
                 synthetic.student_lr.detach(),
                 synthetic.decoded(),
                 synthetic.decoded_targets(),
-                draw,
+                draw[first:end],
                 self._piece(network, max(len(step.indices) for step in draw)),
             )
-            loss = trajectory_loss(path[-1], candidate.start, candidate.target)
-        return ScoredCandidate(candidate, loss, draw, path)
 
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         """Return the scored loss; its backward is the adjoint of the student's path."""

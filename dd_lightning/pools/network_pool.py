@@ -13,7 +13,7 @@ from dd_lightning.functional.policies import augment_in_turn
 from dd_lightning.functional.products import gradient
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import training_loss
-from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup
+from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup, drawn_apart
 from dd_lightning.progress import epoch_bar
 from dd_lightning.recipes import NetworkRecipe
 
@@ -98,10 +98,14 @@ class NetworkPool(CandidatePool):
         """Take note of network and data; the networks are made when the first one is asked for, or loaded."""
         self._setup = setup
 
-    def draw(self, count: int, context: StepContext) -> list[CandidateKey]:
+    def draw(self, count: int, context: StepContext, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
         """Draw distinct networks uniformly."""
         self._populate(context.seed)
-        return [(i,) for i in torch.randperm(self.size, generator=context.generator("candidates"))[:count].tolist()]
+        return [(i,) for i in drawn_apart(self.size, count, context.generator("candidates"), beside)]
+
+    def generation(self, key: CandidateKey) -> int:
+        """Return how many networks have lived at a place before the one that is there now."""
+        return self._members[key[0]].births
 
     def load(self, key: CandidateKey) -> LiveNetwork:
         """Return the network that lives at a place."""
