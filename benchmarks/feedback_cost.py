@@ -1,0 +1,273 @@
+"""What DynaDistill's feedback costs and brings, in full and cut short, on the digits.
+
+    python benchmarks/feedback_cost.py --out benchmarks/results/feedback_cost_cpu.json
+
+The settings are the quickstart's. Each seed is a round in which the variants distil one after another, and ratios of
+seconds are medians over rounds of the ratio within a round, for the machine's speed drifts. Seconds are those of
+distillation steps alone, from the start of a step to the end of its update: experts are trained before, and the images
+of every ``--every``-th step are put aside and evaluated afterwards.
+
+``last`` is the accuracy after all steps, mean and standard deviation over seeds x fresh networks. ``equal time`` is the
+accuracy when the base method of the same round has finished its steps: linear between the two nearest evaluations, and
+the last one where a variant had finished earlier. The gains over the base method are paired by seed, with Student's 95 %
+interval over seeds.
+
+It can run in pieces: ``--part distil --seeds 0``, ``--part distil --seeds 1``, ``--part evaluate``. Rows of ``--out``
+that a call does not measure stay as they are, and the table is of all that are complete.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from from_config import from_config
+from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors.torch import load_file, save_file
+from scipy.stats import t as student
+from step_cost import hardware
+from torch import Tensor
+
+from dd_lightning.callbacks import TrajectorySelectionCallback
+from dd_lightning.evaluation import evaluate_synthetic_set, get_recipe, mean_std
+from dd_lightning.module import as_distillation
+from dd_lightning.networks import FunctionalNetwork
+
+CONFIG = Path("configs/quickstart.yaml")
+
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "base method": None,
+    "3 candidates": {},
+    "3 candidates, every 5th step": {"every_n_steps": 5},
+    "3 candidates, 1 refreshed per step": {"refresh_per_step": 1},
+    "3 candidates, scored by 5 of 20 steps": {"score_steps": 5},
+    "1 refreshed, scored by 5 of 20 steps": {"refresh_per_step": 1, "score_steps": 5},
+}
+
+Row = dict[str, Any]
+
+
+class Stopwatch(Callback):
+    """Takes the time of distillation steps alone, and puts images aside.
+
+    It must be the first callback: its steps begin before the selection and end before anything else is done.
+
+    Args:
+        every: Steps between two sets of images.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.seconds: list[float] = [0.0]
+        self.aside: dict[str, Tensor] = {}
+        self._begun = 0.0
+
+    def _put_aside(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = as_distillation(pl_module)
+        self.aside[f"images/{trainer.global_step}"] = module.synthetic_set.decoded().detach().clone().cpu()
+        self.aside[f"lr/{trainer.global_step}"] = torch.tensor(module.student_lr, dtype=torch.float64)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the initial images aside."""
+        self._put_aside(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Start the clock."""
+        del trainer
+        _finish(pl_module.device)
+        self._begun = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Stop the clock."""
+        _finish(pl_module.device)
+        self.seconds.append(self.seconds[-1] + time.perf_counter() - self._begun)
+        if trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps:
+            self._put_aside(trainer, pl_module)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def distil(variant: str, seed: int, args: argparse.Namespace) -> Row:
+    """Distil once; the images put aside go to a file."""
+    options = VARIANTS[variant]
+    module, data = from_config(CONFIG, {"model.seed": seed, "model.pool.init_args.path": str(args.experts)})
+    watch = Stopwatch(args.every)
+    callbacks: list[Callback] = [watch]
+    if options is not None:
+        choice = {"temperature": args.temperature, "normalize": args.normalize} | options
+        callbacks.append(TrajectorySelectionCallback(**choice))
+    trainer = Trainer(
+        accelerator=args.device,
+        devices=1,
+        max_epochs=1,
+        max_steps=args.steps,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    file = _file(variant, seed, args)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(watch.aside, file)
+    evaluations = module.candidate_evaluations
+    return {"variant": variant, "seed": seed, "seconds": watch.seconds, "candidate_evaluations": evaluations}
+
+
+def evaluate(row: Row, args: argparse.Namespace) -> Row:
+    """Train fresh networks on all images that a run put aside."""
+    module, data = from_config(CONFIG, {})
+    network = FunctionalNetwork(module.network_spec, data.image_shape, data.num_classes)
+    recipe = get_recipe("mtt", args.epochs, "color_crop_cutout_scale_rotate")
+    tensors = load_file(_file(row["variant"], row["seed"], args))
+    labels = torch.arange(data.num_classes).repeat_interleave(module.effective_ipc)
+    accuracies = {}
+    for step in sorted(int(name.split("/")[1]) for name in tensors if name.startswith("images/")):
+        lr = float(tensors[f"lr/{step}"])
+        images = tensors[f"images/{step}"]
+        result = evaluate_synthetic_set(images, labels, lr, data.test, network, recipe, args.networks, seed=row["seed"])
+        accuracies[str(step)] = list(result.accuracies)
+    return row | {"accuracies": accuracies, "networks": args.networks}
+
+
+def _file(variant: str, seed: int, args: argparse.Namespace) -> Path:
+    folder: Path = args.runs
+    return folder / f"{variant.replace(' ', '_').replace(',', '')}_seed{seed}.safetensors"
+
+
+def accuracy_at(row: Row, seconds: float) -> list[float]:
+    """Return each network's accuracy after so many seconds of distillation steps, linear between evaluations."""
+    steps = sorted(int(step) for step in row["accuracies"])
+    times = [row["seconds"][step] for step in steps]
+    if seconds >= times[-1]:
+        return list(row["accuracies"][str(steps[-1])])
+    after = next(i for i, at in enumerate(times) if at > seconds)
+    share = (seconds - times[after - 1]) / (times[after] - times[after - 1])
+    earlier, later = (row["accuracies"][str(steps[i])] for i in (after - 1, after))
+    return [a + share * (b - a) for a, b in zip(earlier, later, strict=True)]
+
+
+def gain(own: Sequence[Row], base: Sequence[Row], seconds: Sequence[float] | None) -> tuple[float, float]:
+    """Return the mean over seeds of the gain over the base method, and half its 95 % interval.
+
+    Args:
+        own: The variant's rows.
+        base: Those of the base method, with the same seeds in the same order.
+        seconds: When to compare; null is after all steps.
+    """
+    ends = seconds if seconds is not None else [math.inf] * len(own)
+    gains = [
+        statistics.mean(accuracy_at(a, end)) - statistics.mean(accuracy_at(b, end))
+        for a, b, end in zip(own, base, ends, strict=True)
+    ]
+    mean = statistics.mean(gains)
+    if len(gains) < 2:
+        return mean, math.nan
+    return mean, float(student.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
+
+
+def table(rows: Sequence[Row]) -> dict[str, Row]:
+    """Print the comparison of the seeds that are complete, and return its figures."""
+    by_key = {(row["variant"], row["seed"]): row for row in rows if "accuracies" in row}
+    seeds = [s for s in sorted({row["seed"] for row in rows}) if all((v, s) in by_key for v in VARIANTS)]
+    if not seeds:
+        return {}
+    base = [by_key["base method", seed] for seed in seeds]
+    ends = [row["seconds"][-1] for row in base]
+    figures = {}
+    print(f"{len(seeds)} seeds ({', '.join(map(str, seeds))}) x {base[0]['networks']} networks")
+    print(
+        f"{'variant':38} {'evaluations':>11} {'ms/step':>8} {'/ base':>7} {'last':>13} {'gain':>13} "
+        f"{'equal time':>13} {'gain':>13}"
+    )
+    for variant in VARIANTS:
+        own = [by_key[variant, seed] for seed in seeds]
+        steps = len(own[0]["seconds"]) - 1
+        last = mean_std([a for row in own for a in accuracy_at(row, math.inf)])
+        equal = mean_std([a for row, end in zip(own, ends, strict=True) for a in accuracy_at(row, end)])
+        figures[variant] = {
+            "evaluations_per_step": statistics.mean(row["candidate_evaluations"] / steps for row in own),
+            "seconds_per_step": statistics.median(row["seconds"][-1] / steps for row in own),
+            "ratio": statistics.median(row["seconds"][-1] / end for row, end in zip(own, ends, strict=True)),
+            "last": last,
+            "last_gain": gain(own, base, None),
+            "equal_time": equal,
+            "equal_time_gain": gain(own, base, ends),
+        }
+        shown = figures[variant]
+        print(
+            f"{variant:38} {shown['evaluations_per_step']:11.2f} {1000 * shown['seconds_per_step']:8.1f} "
+            f"{shown['ratio']:7.2f} {_percent(*last)} {_percent(*shown['last_gain'], sign='+')} {_percent(*equal)} "
+            f"{_percent(*shown['equal_time_gain'], sign='+')}"
+        )
+    return figures
+
+
+def _percent(mean: float, spread: float, sign: str = "") -> str:
+    return f"{f'{100 * mean:{sign}.1f} ± {100 * spread:.1f}':>13}"
+
+
+def main() -> None:
+    """Distil, evaluate, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("distil", "evaluate", "all"), default="all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=120, help="Distillation steps; 120 in the quickstart.")
+    parser.add_argument("--every", type=int, default=40, help="Steps between two evaluations.")
+    parser.add_argument("--networks", type=int, default=5, help="Fresh networks per evaluation.")
+    parser.add_argument("--epochs", type=int, default=None, help="Of an evaluation, if other than the protocol's.")
+    parser.add_argument("--temperature", type=float, default=0.5)
+    parser.add_argument("--normalize", choices=("none", "mean", "zscore"), default="none")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--experts", type=Path, default=Path("experts/digits_ConvNet-2-W32"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/feedback_cost"), help="Folder for the images.")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write, or to update, after every run.")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    chosen = ("steps", "every", "networks", "epochs", "temperature", "normalize", "threads")
+    settings = {name: getattr(args, name) for name in chosen}
+    rows: dict[tuple[str, int], Row] = {}
+    if args.out is not None and args.out.exists():
+        record = json.loads(args.out.read_text())
+        if record["settings"] != settings:
+            parser.error(
+                f"{args.out} holds runs with the settings {record['settings']}; give the same, or another --out"
+            )
+        rows = {(row["variant"], row["seed"]): row for row in record["rows"]}
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    origin = {"hardware": hardware(args.device), "torch": torch.__version__, "commit": git.stdout.strip()}
+
+    def write() -> None:
+        if args.out is not None:
+            kept = {"settings": settings, "rows": [rows[key] for key in sorted(rows)]}
+            args.out.write_text(json.dumps(kept, indent=1) + "\n")
+
+    for seed in args.seeds:
+        for variant in VARIANTS:
+            if args.part != "evaluate":
+                rows[variant, seed] = distil(variant, seed, args) | origin
+                write()
+    for key in [key for key, row in rows.items() if args.part != "distil" and "accuracies" not in row]:
+        rows[key] = evaluate(rows[key], args)
+        write()
+    for known in sorted({(row["hardware"], row["torch"], row["commit"]) for row in rows.values()}):
+        print("{}; torch {}; commit {}".format(*known) + f"; {args.threads} thread(s)")
+    figures = table(list(rows.values()))
+    if args.out is not None and figures:
+        args.out.write_text(json.dumps(json.loads(args.out.read_text()) | {"figures": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
