@@ -2,15 +2,15 @@
 
     python benchmarks/feedback_cost.py --out benchmarks/results/feedback_cost_cpu.json
 
-The settings are the quickstart's. Each seed is a round in which the variants distil one after another, and ratios of
-seconds are medians over rounds of the ratio within a round, for the machine's speed drifts. Seconds are those of
+The settings are the quickstart's. Each seed is a round in which the variants distil one after another, in an order
+that begins with another one in each round, and ratios of seconds are medians over rounds of the ratio within a round, for the machine's speed drifts. Seconds are those of
 distillation steps alone, from the start of a step to the end of its update: experts are trained before, and the images
 of every ``--every``-th step are put aside and evaluated afterwards.
 
 ``last`` is the accuracy after all steps, mean and standard deviation over seeds x fresh networks. ``equal time`` is the
 accuracy when the base method of the same round has finished its steps: linear between the two nearest evaluations, and
-the last one where a variant had finished earlier. The gains over the base method are paired by seed, with Student's 95 %
-interval over seeds.
+the last one where a variant had finished earlier. The gains over the base method are paired by seed, with Student's
+95 % interval over seeds.
 
 It can run in pieces: ``--part distil --seeds 0``, ``--part distil --seeds 1``, ``--part evaluate``. Rows of ``--out``
 that a call does not measure stay as they are, and the table is of all that are complete.
@@ -208,13 +208,14 @@ def table(rows: Sequence[Row]) -> dict[str, Row]:
         shown = figures[variant]
         print(
             f"{variant:38} {shown['evaluations_per_step']:11.2f} {1000 * shown['seconds_per_step']:8.1f} "
-            f"{shown['ratio']:7.2f} {_percent(*last)} {_percent(*shown['last_gain'], sign='+')} {_percent(*equal)} "
-            f"{_percent(*shown['equal_time_gain'], sign='+')}"
+            f"{shown['ratio']:7.2f} {_percent(last)} {_percent(shown['last_gain'], '+')} {_percent(equal)} "
+            f"{_percent(shown['equal_time_gain'], '+')}"
         )
     return figures
 
 
-def _percent(mean: float, spread: float, sign: str = "") -> str:
+def _percent(figure: tuple[float, float], sign: str = "") -> str:
+    mean, spread = figure
     return f"{f'{100 * mean:{sign}.1f} ± {100 * spread:.1f}':>13}"
 
 
@@ -254,9 +255,12 @@ def main() -> None:
             kept = {"settings": settings, "rows": [rows[key] for key in sorted(rows)]}
             args.out.write_text(json.dumps(kept, indent=1) + "\n")
 
-    for seed in args.seeds:
-        for variant in VARIANTS:
-            if args.part != "evaluate":
+    if args.part != "evaluate":
+        distil("base method", args.seeds[0], argparse.Namespace(**vars(args) | {"steps": 2}))  # experts, first calls
+        for seed in args.seeds:
+            names = list(VARIANTS)
+            first = seed % len(names)
+            for variant in names[first:] + names[:first]:
                 rows[variant, seed] = distil(variant, seed, args) | origin
                 write()
     for key in [key for key, row in rows.items() if args.part != "distil" and "accuracies" not in row]:
