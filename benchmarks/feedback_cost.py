@@ -3,9 +3,9 @@
     python benchmarks/feedback_cost.py --out benchmarks/results/feedback_cost_cpu.json
 
 The settings are the quickstart's. Each seed is a round in which the variants distil one after another, in an order
-that begins with another one in each round, and ratios of seconds are medians over rounds of the ratio within a round, for the machine's speed drifts. Seconds are those of
-distillation steps alone, from the start of a step to the end of its update: experts are trained before, and the images
-of every ``--every``-th step are put aside and evaluated afterwards.
+that begins with another one in each round, and ratios of seconds are medians over rounds of the ratio within a round,
+for the machine's speed drifts. Seconds are those of distillation steps alone, from the start of a step to the end of
+its update: experts are trained before, and images of every ``--every``-th step are put aside and evaluated later.
 
 ``last`` is the accuracy after all steps, mean and standard deviation over seeds x fresh networks. ``equal time`` is the
 accuracy when the base method of the same round has finished its steps: linear between the two nearest evaluations, and
