@@ -173,70 +173,67 @@ def show(points: Sequence[Point]) -> None:
             for p in points
             if (p["axis"], p["variant"]) == (point["axis"], point["variant"]) and p["value"] == BASE[point["axis"]]
         )
-        linear = base["seconds"] * (1 if point["axis"] == "experts" else point["value"] / base["value"])
+        ratio = point["seconds"] / linear(point["axis"], point["value"], base["seconds"])
         print(
-            f"{point['axis']:12} {point['value']:6} {point['variant']:9} {point['seconds']:9.4f} "
-            f"{point['seconds'] / linear:9.2f} {point['peak_bytes'] / 1e6:9.1f}"
+            f"{point['axis']:12} {point['value']:6} {point['variant']:9} {point['seconds']:9.4f} {ratio:9.2f} "
+            f"{point['peak_bytes'] / 1e6:9.1f}"
         )
+
+
+def linear(axis: str, value: int, base: float) -> float:
+    """Return the seconds of a point if cost were proportional to the axis; an expert's epoch costs the same then."""
+    return base if axis == "experts" else base * value / BASE[axis]
 
 
 def draw(points: Sequence[Point], title: str, out: Path) -> None:
     """Draw a panel for each axis: seconds on the left, memory on the right, and what linear growth would be."""
     axes_of = [axis for axis in AXES if any(point["axis"] == axis for point in points)]
-    columns = min(3, len(axes_of))
-    figure, grid = plt.subplots(
-        -(-len(axes_of) // columns), columns, figsize=(4.6 * columns, 3.5 * -(-len(axes_of) // columns)), squeeze=False
-    )
+    rows = -(-len(axes_of) // 3)
+    figure, grid = plt.subplots(rows, 3, figsize=(14, 3.8 * rows + 0.8), squeeze=False)
     handles: dict[str, Any] = {}
     for axis, panel in zip(axes_of, grid.flat, strict=False):
-        memory = panel.twinx()
-        for variant, style in (("eager", "-"), ("compiled", "--")):
-            own = sorted(
-                (p for p in points if (p["axis"], p["variant"]) == (axis, variant)), key=lambda point: point["value"]
-            )
-            if not own:
-                continue
-            values, seconds = [p["value"] for p in own], [p["seconds"] for p in own]
-            (line,) = panel.plot(values, seconds, "o", linestyle=style, color="tab:blue", markersize=4)
-            handles[f"seconds, {variant}"] = line
-            (line,) = memory.plot(
-                values, [p["peak_bytes"] / 1e6 for p in own], "s", linestyle=style, color="tab:red", markersize=4
-            )
-            handles[f"peak memory, {variant}"] = line
-            if variant == "eager" or len({p["variant"] for p in points if p["axis"] == axis}) == 1:
-                base = next(p for p in own if p["value"] == BASE[axis])
-                reference = [base["seconds"] * (1 if axis == "experts" else v / base["value"]) for v in values]
-                (line,) = panel.plot(values, reference, linestyle=":", color="grey")
-                handles["seconds if cost were linear, from the base setting"] = line
-            panel.set_xticks(values, [str(value) for value in values])
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        memory.set_yscale("log")
-        ticks = sorted({p["value"] for p in points if p["axis"] == axis})
-        panel.set_xticks(ticks, [str(value) for value in ticks])
-        panel.minorticks_off()
-        for scale in (panel, memory):
-            scale.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-            scale.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
-        low, high = memory.get_ylim()
-        if high / low < 4:  # a flat line is to look flat
-            centre = (low * high) ** 0.5
-            memory.set_ylim(centre / 2, centre * 2)
-        low, high = panel.get_ylim()
-        if high / low < 4:
-            centre = (low * high) ** 0.5
-            panel.set_ylim(centre / 2, centre * 2)
-        panel.set_xlabel(LABELS[axis])
-        what = "expert epoch" if axis == "experts" else "distillation step"
-        panel.set_ylabel(f"seconds per {what}", color="tab:blue")
-        memory.set_ylabel("peak memory above start (MB)", color="tab:red")
-        panel.grid(alpha=0.3)
+        handles |= _draw_axis(axis, [point for point in points if point["axis"] == axis], panel)
     for panel in list(grid.flat)[len(axes_of) :]:
         panel.axis("off")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), fontsize=9)
-    figure.savefig(out, dpi=130)
+    figure.savefig(out, dpi=110)
+
+
+def _draw_axis(axis: str, points: Sequence[Point], panel: Any) -> dict[str, Any]:  # noqa: ANN401  (no types of its own)
+    memory, handles = panel.twinx(), {}
+    for variant, style in (("eager", "-"), ("compiled", "--")):
+        own = sorted((p for p in points if p["variant"] == variant), key=lambda point: int(point["value"]))
+        if not own:
+            continue
+        values = [p["value"] for p in own]
+        seconds, megabytes = [p["seconds"] for p in own], [p["peak_bytes"] / 1e6 for p in own]
+        (line,) = panel.plot(values, seconds, "o", linestyle=style, color="tab:blue", markersize=4)
+        handles[f"seconds, {variant}"] = line
+        (line,) = memory.plot(values, megabytes, "s", linestyle=style, color="tab:red", markersize=4)
+        handles[f"peak memory, {variant}"] = line
+        base = seconds[values.index(BASE[axis])]
+        (line,) = panel.plot(values, [linear(axis, v, base) for v in values], linestyle=":", color="grey")
+        handles["seconds if cost were proportional, from the base setting"] = line
+    for scale in (panel, memory):
+        scale.set_yscale("log")
+        low, high = scale.get_ylim()
+        if high / low < 10:  # a flat line is to look flat
+            centre = (low * high) ** 0.5
+            scale.set_ylim(centre / 10**0.5, centre * 10**0.5)
+        scale.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        scale.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        scale.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+    panel.set_xscale("log")
+    values = sorted({p["value"] for p in points})
+    panel.set_xticks(values, [str(value) for value in values])
+    panel.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    panel.set_xlabel(LABELS[axis])
+    panel.set_ylabel(f"seconds per {'expert epoch' if axis == 'experts' else 'distillation step'}", color="tab:blue")
+    memory.set_ylabel("peak memory above start (MB)", color="tab:red")
+    panel.grid(alpha=0.3)
+    return handles
 
 
 def main() -> None:
