@@ -12,8 +12,12 @@ accuracy when the base method of the same round has finished its steps: linear b
 the last one where a variant had finished earlier. The gains over the base method are paired by seed, with Student's
 95 % interval over seeds.
 
-It can run in pieces: ``--part distil --seeds 0``, ``--part distil --seeds 1``, ``--part evaluate``. Rows of ``--out``
-that a call does not measure stay as they are, and the table is of all that are complete.
+How well the cheaper losses rank is told apart: the rank correlation, over all (expert, start epoch) of the pool, of the
+loss after all steps with that after the first n, and with that of another step's batches and augmentations on the same
+images, as it is when a loss is remembered.
+
+It can run in pieces: ``--part distil --seeds 0``, ``--part distil --seeds 1``, ``--part evaluate``, ``--part rank``.
+Rows of ``--out`` that a call does not measure stay as they are, and the table is of all that are complete.
 """
 
 import argparse
@@ -24,22 +28,29 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from from_config import from_config
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
 from scipy.stats import t as student
 from step_cost import hardware
 from torch import Tensor
 
 from dd_lightning.callbacks import TrajectorySelectionCallback
 from dd_lightning.evaluation import evaluate_synthetic_set, get_recipe, mean_std
+from dd_lightning.functional.random import StepContext
+from dd_lightning.functional.trajectory import trajectory_loss
 from dd_lightning.module import as_distillation
 from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.objectives import TrajectoryMatching
+from dd_lightning.pools import PoolSetup, TrajectoryPool
+from dd_lightning.synthetic import SyntheticSet
 
 CONFIG = Path("configs/quickstart.yaml")
+RANKED_STEPS = (1, 2, 5, 10)
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "base method": None,
@@ -141,6 +152,41 @@ def evaluate(row: Row, args: argparse.Namespace) -> Row:
     return row | {"accuracies": accuracies, "networks": args.networks}
 
 
+def ranks(seed: int, args: argparse.Namespace) -> Row:
+    """Return rank correlations with the whole loss on the images that the base method put aside."""
+    module, data = from_config(CONFIG, {"model.seed": seed, "model.pool.init_args.path": str(args.experts)})
+    network = FunctionalNetwork(module.network_spec, data.image_shape, data.num_classes)
+    objective, pool = cast(TrajectoryMatching, module.objective), cast(TrajectoryPool, module.pool)
+    pool.prepare(
+        PoolSetup(network, data.train, data.name, data.fingerprint, torch.device("cpu"), lambda *_: None, seed)
+    )
+    windows = range(pool.min_start_epoch, pool.max_start_epoch)
+    segments = [pool.load((expert, epoch)) for expert in range(pool.size) for epoch in windows]
+    labels = torch.arange(data.num_classes).repeat_interleave(module.effective_ipc)
+    tensors, found = load_file(_file("base method", seed, args)), dict[str, list[float]]()
+    for step in sorted(int(name.split("/")[1]) for name in tensors if name.startswith("images/")):
+        synthetic = SyntheticSet(tensors[f"images/{step}"], labels, float(tensors[f"lr/{step}"]))
+        losses: list[Tensor] = []
+        for context in (StepContext(seed, step), StepContext(seed, step + 1)):
+            draw = objective.draw(synthetic, data.train, network, lambda: segments[0], context)
+            scored = [objective.score(synthetic, data.train, network, s, draw, sole=False) for s in segments]
+            # losses after every number of steps, [n, candidates]
+            losses.append(
+                torch.stack(
+                    [
+                        torch.stack([trajectory_loss(theta, s.start, s.target) for theta in one.work])
+                        for one, s in zip(scored, segments, strict=True)
+                    ],
+                    dim=1,
+                )
+            )
+        whole = losses[0][-1]
+        compared = {f"first {n} steps": losses[0][n] for n in RANKED_STEPS} | {"other draws": losses[1][-1]}
+        for name, values in compared.items():
+            found.setdefault(name, []).append(float(spearmanr(whole, values).statistic))
+    return {"seed": seed, "candidates": len(segments), "correlations": found}
+
+
 def _file(variant: str, seed: int, args: argparse.Namespace) -> Path:
     folder: Path = args.runs
     return folder / f"{variant.replace(' ', '_').replace(',', '')}_seed{seed}.safetensors"
@@ -222,7 +268,7 @@ def _percent(figure: tuple[float, float], sign: str = "") -> str:
 def main() -> None:
     """Distil, evaluate, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("distil", "evaluate", "all"), default="all")
+    parser.add_argument("--part", choices=("distil", "evaluate", "rank", "all"), default="all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=120, help="Distillation steps; 120 in the quickstart.")
     parser.add_argument("--every", type=int, default=40, help="Steps between two evaluations.")
@@ -240,6 +286,7 @@ def main() -> None:
     chosen = ("steps", "every", "networks", "epochs", "temperature", "normalize", "threads")
     settings = {name: getattr(args, name) for name in chosen}
     rows: dict[tuple[str, int], Row] = {}
+    ranked: list[Row] = []
     if args.out is not None and args.out.exists():
         record = json.loads(args.out.read_text())
         if record["settings"] != settings:
@@ -247,15 +294,16 @@ def main() -> None:
                 f"{args.out} holds runs with the settings {record['settings']}; give the same, or another --out"
             )
         rows = {(row["variant"], row["seed"]): row for row in record["rows"]}
+        ranked = record.get("ranks", [])
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     origin = {"hardware": hardware(args.device), "torch": torch.__version__, "commit": git.stdout.strip()}
 
     def write() -> None:
         if args.out is not None:
-            kept = {"settings": settings, "rows": [rows[key] for key in sorted(rows)]}
+            kept = {"settings": settings, "rows": [rows[key] for key in sorted(rows)], "ranks": ranked}
             args.out.write_text(json.dumps(kept, indent=1) + "\n")
 
-    if args.part != "evaluate":
+    if args.part in ("distil", "all"):
         distil("base method", args.seeds[0], argparse.Namespace(**vars(args) | {"steps": 2}))  # experts, first calls
         for seed in args.seeds:
             names = list(VARIANTS)
@@ -263,12 +311,20 @@ def main() -> None:
             for variant in names[first:] + names[:first]:
                 rows[variant, seed] = distil(variant, seed, args) | origin
                 write()
-    for key in [key for key, row in rows.items() if args.part != "distil" and "accuracies" not in row]:
+    for key in [k for k, row in rows.items() if args.part in ("evaluate", "all") and "accuracies" not in row]:
         rows[key] = evaluate(rows[key], args)
+        write()
+    if args.part in ("rank", "all"):
+        ranked = [ranks(seed, args) for seed in args.seeds]
         write()
     for known in sorted({(row["hardware"], row["torch"], row["commit"]) for row in rows.values()}):
         print("{}; torch {}; commit {}".format(*known) + f"; {args.threads} thread(s)")
     figures = table(list(rows.values()))
+    if ranked:
+        print(f"rank correlation with the whole loss over {ranked[0]['candidates']} candidates, by step of the images")
+        for name in ranked[0]["correlations"]:
+            by_step = zip(*(row["correlations"][name] for row in ranked), strict=True)
+            print(f"  {name:16}" + "".join(f"{statistics.mean(values):7.2f}" for values in by_step))
     if args.out is not None and figures:
         args.out.write_text(json.dumps(json.loads(args.out.read_text()) | {"figures": figures}, indent=1) + "\n")
 

@@ -4,7 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -384,6 +385,14 @@ def test_what_the_run_cannot_do(
     with pytest.raises(InputError, match=message) as refused:
         small.fit(tmp_path, small.module(store, pool_options), small.selection(**options), steps=1)
     assert "\n" not in str(refused.value)
+
+
+def test_processes_would_each_keep_their_own(store: Path) -> None:
+    choice, alone, together = small.selection(refresh_per_step=1), SimpleNamespace(), SimpleNamespace()
+    alone.world_size, together.world_size = 1, 2
+    choice.setup(cast(Trainer, alone), small.module(store), "fit")
+    with pytest.raises(InputError, match="refresh_per_step is 1, but trainer runs 2 processes: .*set trainer.devices"):
+        choice.setup(cast(Trainer, together), small.module(store), "fit")
 
 
 def test_classes_are_no_inner_steps(tmp_path: Path) -> None:
