@@ -391,7 +391,7 @@ def test_processes_would_each_keep_their_own(store: Path) -> None:
     choice, alone, together = small.selection(refresh_per_step=1), SimpleNamespace(), SimpleNamespace()
     alone.world_size, together.world_size = 1, 2
     choice.setup(cast(Trainer, alone), small.module(store), "fit")
-    with pytest.raises(InputError, match="refresh_per_step is 1, but trainer runs 2 processes: .*set trainer.devices"):
+    with pytest.raises(InputError, match=r"refresh_per_step is 1, but trainer runs 2 processes: .*set trainer.devices"):
         choice.setup(cast(Trainer, together), small.module(store), "fit")
 
 
