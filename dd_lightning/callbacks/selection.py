@@ -41,22 +41,23 @@ class TrajectorySelectionCallback(Callback):
     with the same batches and augmentations, and samples one with softmax(+-loss / temperature). With one candidate
     the images are those of the base method, bit for bit.
 
-    Most of what it costs is the scoring of candidates that are not chosen. Three options cut that. None is in the paper;
-    they can be combined, and with the last two the softmax sees other losses than those of Algorithm 1:
+    Most of what it costs is the scoring of candidates that are not chosen. Three options cut that. None is in the
+    paper; they can be combined, and with the last two the softmax sees other losses than those of Algorithm 1:
 
     * ``every_n_steps`` looks at candidates less often.
     * ``refresh_per_step`` renews a part of the candidates at each selection. Those that have been there longest leave,
       new ones are drawn and scored, and the others stand in the softmax with their last known loss: of earlier images,
       of another step's batches and augmentations and, in a pool of live networks, perhaps of a network that has been
       trained since. A stored trajectory is one of (experts x start epochs), so that a loss remembered by its name would
-      hardly ever be met again; hence it is the group that persists. How long a candidate is in it depends neither on its
-      loss nor on whether it is chosen: the pool is still drawn from uniformly, but successive choices are not
+      hardly ever be met again; hence it is the group that persists. How long a candidate is in it depends neither on
+      its loss nor on whether it is chosen: the pool is still drawn from uniformly, but successive choices are not
       independent. One that is chosen with a loss of an earlier step is scored anew, since its gradient needs this
-      step's draws. A candidate whose network was re-initialised meanwhile, or whose loss was not finite, leaves at once.
-    * ``score_steps`` scores candidates by the first n steps of the student alone. The loss is then
-      ||theta_n - target||^2 / ||start - target||^2 on the way, which is another quantity than the matching loss: it is 1
-      for every candidate at n = 0, tells them apart the less the smaller n is, and knows nothing of where students go
-      afterwards. The chosen one's path is completed from where it stopped.
+      step's draws. A candidate whose network was re-initialised meanwhile, or whose loss was not finite, leaves at
+      once.
+    * ``score_steps`` scores candidates by the first n steps of the student alone. The loss is then ||theta_n -
+      target||^2 / ||start - target||^2 on the way, which is another quantity than the matching loss: it is 1 for every
+      candidate at n = 0, tells them apart the less the smaller n is, and knows nothing of where students go afterwards.
+      The chosen one's path is completed from where it stopped.
 
     ``benchmarks/feedback_cost.py`` measures what they save, and how well such losses rank candidates.
 
