@@ -54,8 +54,8 @@ class TrajectorySelectionCallback(Callback):
       independent. One that is chosen with a loss of an earlier step is scored anew, since its gradient needs this
       step's draws. A candidate whose network was re-initialised meanwhile, or whose loss was not finite, leaves at
       once.
-    * ``score_steps`` scores candidates by the first n steps of the student alone. The loss is then ||theta_n -
-      target||^2 / ||start - target||^2 on the way, which is another quantity than the matching loss: it is 1 for every
+    * ``score_steps`` scores candidates by the first n steps of the student alone. The loss on the way,
+      ||theta_n - target||^2 / ||start - target||^2, is another quantity than the matching loss: it is 1 for every
       candidate at n = 0, tells them apart the less the smaller n is, and knows nothing of where students go afterwards.
       The chosen one's path is completed from where it stopped.
 
