@@ -2,22 +2,21 @@
 
     python benchmarks/feedback_cost.py --out benchmarks/results/feedback_cost_cpu.json
 
-The settings are the quickstart's. Each seed is a round in which the variants distil one after another, in an order
-that begins with another one in each round, and ratios of seconds are medians over rounds of the ratio within a round,
-for the machine's speed drifts. Seconds are those of distillation steps alone, from the start of a step to the end of
-its update: experts are trained before, and images of every ``--every``-th step are put aside and evaluated later.
+The settings are the quickstart's. Seconds are those of distillation steps alone, from the start of a step to the end of
+its update: experts are trained before. The variants take turns of 20 steps over several rounds, and ratios are medians
+over rounds of the ratio within a round, for the machine's speed drifts.
 
-``last`` is the accuracy after all steps, mean and standard deviation over seeds x fresh networks. ``equal time`` is the
-accuracy when the base method of the same round has finished its steps: linear between the two nearest evaluations, and
-the last one where a variant had finished earlier. The gains over the base method are paired by seed, with Student's
-95 % interval over seeds.
+For the accuracies each variant distils once with each seed, and the images of every ``--every``-th step are put aside
+and evaluated later. ``last`` is the accuracy after all steps, mean and standard deviation over seeds x fresh networks.
+``equal time`` is the accuracy when the base method has finished its steps, by the ratio of seconds, and linear between
+the two nearest evaluations. The gains over the base method are paired by seed, with Student's 95 % interval over seeds.
 
 How well the cheaper losses rank is told apart: the rank correlation, over all (expert, start epoch) of the pool, of the
 loss after all steps with that after the first n, and with that of another step's batches and augmentations on the same
 images, as it is when a loss is remembered.
 
-It can run in pieces: ``--part distil --seeds 0``, ``--part distil --seeds 1``, ``--part evaluate``, ``--part rank``.
-Rows of ``--out`` that a call does not measure stay as they are, and the table is of all that are complete.
+It can run in pieces: ``--part time``, ``--part distil --seeds 0``, ``--part distil --seeds 1``, ``--part evaluate``,
+``--part rank``. What a call does not measure stays in ``--out`` as it is, and the table is of all that is complete.
 """
 
 import argparse
@@ -43,7 +42,7 @@ from dd_lightning.callbacks import TrajectorySelectionCallback
 from dd_lightning.evaluation import evaluate_synthetic_set, get_recipe, mean_std
 from dd_lightning.functional.random import StepContext
 from dd_lightning.functional.trajectory import trajectory_loss
-from dd_lightning.module import as_distillation
+from dd_lightning.module import DistillationModule, as_distillation
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import TrajectoryMatching
 from dd_lightning.pools import PoolSetup, TrajectoryPool
@@ -107,8 +106,8 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def distil(variant: str, seed: int, args: argparse.Namespace) -> Row:
-    """Distil once; the images put aside go to a file."""
+def fit(variant: str, seed: int, steps: int, args: argparse.Namespace) -> tuple[Stopwatch, DistillationModule]:
+    """Distil once."""
     options = VARIANTS[variant]
     module, data = from_config(CONFIG, {"model.seed": seed, "model.pool.init_args.path": str(args.experts)})
     watch = Stopwatch(args.every)
@@ -120,7 +119,7 @@ def distil(variant: str, seed: int, args: argparse.Namespace) -> Row:
         accelerator=args.device,
         devices=1,
         max_epochs=1,
-        max_steps=args.steps,
+        max_steps=steps,
         num_sanity_val_steps=0,
         callbacks=callbacks,
         logger=False,
@@ -129,11 +128,29 @@ def distil(variant: str, seed: int, args: argparse.Namespace) -> Row:
         enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data)
+    return watch, module
+
+
+def timed(args: argparse.Namespace) -> list[dict[str, float]]:
+    """Return the seconds per step of each variant, for each round."""
+    first, last = 5, 25  # the first step scores all candidates whatever the variant; 20 steps are four times five
+    rounds = []
+    for _ in range(args.rounds):
+        watches = {variant: fit(variant, 0, last, args)[0] for variant in VARIANTS}
+        rounds.append(
+            {v: (watch.seconds[last] - watch.seconds[first]) / (last - first) for v, watch in watches.items()}
+        )
+    return rounds
+
+
+def distil(variant: str, seed: int, args: argparse.Namespace) -> Row:
+    """Distil once; the images put aside go to a file."""
+    watch, module = fit(variant, seed, args.steps, args)
     file = _file(variant, seed, args)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(watch.aside, file)
     evaluations = module.candidate_evaluations
-    return {"variant": variant, "seed": seed, "seconds": watch.seconds, "candidate_evaluations": evaluations}
+    return {"variant": variant, "seed": seed, "steps": args.steps, "candidate_evaluations": evaluations}
 
 
 def evaluate(row: Row, args: argparse.Namespace) -> Row:
@@ -192,30 +209,28 @@ def _file(variant: str, seed: int, args: argparse.Namespace) -> Path:
     return folder / f"{variant.replace(' ', '_').replace(',', '')}_seed{seed}.safetensors"
 
 
-def accuracy_at(row: Row, seconds: float) -> list[float]:
-    """Return each network's accuracy after so many seconds of distillation steps, linear between evaluations."""
-    steps = sorted(int(step) for step in row["accuracies"])
-    times = [row["seconds"][step] for step in steps]
-    if seconds >= times[-1]:
+def accuracy_at(row: Row, step: float) -> list[float]:
+    """Return each network's accuracy after so many steps, linear between evaluations, the last one after all."""
+    steps = sorted(int(evaluated) for evaluated in row["accuracies"])
+    if step >= steps[-1]:
         return list(row["accuracies"][str(steps[-1])])
-    after = next(i for i, at in enumerate(times) if at > seconds)
-    share = (seconds - times[after - 1]) / (times[after] - times[after - 1])
+    after = next(i for i, evaluated in enumerate(steps) if evaluated > step)
+    share = (step - steps[after - 1]) / (steps[after] - steps[after - 1])
     earlier, later = (row["accuracies"][str(steps[i])] for i in (after - 1, after))
     return [a + share * (b - a) for a, b in zip(earlier, later, strict=True)]
 
 
-def gain(own: Sequence[Row], base: Sequence[Row], seconds: Sequence[float] | None) -> tuple[float, float]:
+def gain(own: Sequence[Row], base: Sequence[Row], step: float) -> tuple[float, float]:
     """Return the mean over seeds of the gain over the base method, and half its 95 % interval.
 
     Args:
         own: The variant's rows.
         base: Those of the base method, with the same seeds in the same order.
-        seconds: When to compare; null is after all steps.
+        step: The variant's step that is compared with the base method's last one.
     """
-    ends = seconds if seconds is not None else [math.inf] * len(own)
     gains = [
-        statistics.mean(accuracy_at(a, end)) - statistics.mean(accuracy_at(b, end))
-        for a, b, end in zip(own, base, ends, strict=True)
+        statistics.mean(accuracy_at(a, step)) - statistics.mean(accuracy_at(b, math.inf))
+        for a, b in zip(own, base, strict=True)
     ]
     mean = statistics.mean(gains)
     if len(gains) < 2:
@@ -223,38 +238,37 @@ def gain(own: Sequence[Row], base: Sequence[Row], seconds: Sequence[float] | Non
     return mean, float(student.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
 
 
-def table(rows: Sequence[Row]) -> dict[str, Row]:
-    """Print the comparison of the seeds that are complete, and return its figures."""
+def table(rows: Sequence[Row], rounds: Sequence[dict[str, float]]) -> dict[str, Row]:
+    """Print the comparison of what is complete, and return its figures."""
     by_key = {(row["variant"], row["seed"]): row for row in rows if "accuracies" in row}
     seeds = [s for s in sorted({row["seed"] for row in rows}) if all((v, s) in by_key for v in VARIANTS)]
-    if not seeds:
+    if not seeds or not rounds:
         return {}
     base = [by_key["base method", seed] for seed in seeds]
-    ends = [row["seconds"][-1] for row in base]
-    figures = {}
-    print(f"{len(seeds)} seeds ({', '.join(map(str, seeds))}) x {base[0]['networks']} networks")
+    print(f"{len(rounds)} rounds; {len(seeds)} seeds ({', '.join(map(str, seeds))}) x {base[0]['networks']} networks")
     print(
         f"{'variant':38} {'evaluations':>11} {'ms/step':>8} {'/ base':>7} {'last':>13} {'gain':>13} "
         f"{'equal time':>13} {'gain':>13}"
     )
+    figures = {}
     for variant in VARIANTS:
         own = [by_key[variant, seed] for seed in seeds]
-        steps = len(own[0]["seconds"]) - 1
+        ratio = statistics.median(r[variant] / r["base method"] for r in rounds)
+        end = own[0]["steps"] / ratio
         last = mean_std([a for row in own for a in accuracy_at(row, math.inf)])
-        equal = mean_std([a for row, end in zip(own, ends, strict=True) for a in accuracy_at(row, end)])
-        figures[variant] = {
-            "evaluations_per_step": statistics.mean(row["candidate_evaluations"] / steps for row in own),
-            "seconds_per_step": statistics.median(row["seconds"][-1] / steps for row in own),
-            "ratio": statistics.median(row["seconds"][-1] / end for row, end in zip(own, ends, strict=True)),
+        equal = mean_std([a for row in own for a in accuracy_at(row, end)])
+        shown = figures[variant] = {
+            "evaluations_per_step": statistics.mean(row["candidate_evaluations"] / row["steps"] for row in own),
+            "seconds_per_step": statistics.median(r[variant] for r in rounds),
+            "ratio": ratio,
             "last": last,
-            "last_gain": gain(own, base, None),
+            "last_gain": gain(own, base, math.inf),
             "equal_time": equal,
-            "equal_time_gain": gain(own, base, ends),
+            "equal_time_gain": gain(own, base, end),
         }
-        shown = figures[variant]
         print(
             f"{variant:38} {shown['evaluations_per_step']:11.2f} {1000 * shown['seconds_per_step']:8.1f} "
-            f"{shown['ratio']:7.2f} {_percent(last)} {_percent(shown['last_gain'], '+')} {_percent(equal)} "
+            f"{ratio:7.2f} {_percent(last)} {_percent(shown['last_gain'], '+')} {_percent(equal)} "
             f"{_percent(shown['equal_time_gain'], '+')}"
         )
     return figures
@@ -268,8 +282,9 @@ def _percent(figure: tuple[float, float], sign: str = "") -> str:
 def main() -> None:
     """Distil, evaluate, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("distil", "evaluate", "rank", "all"), default="all")
+    parser.add_argument("--part", choices=("time", "distil", "evaluate", "rank", "all"), default="all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--rounds", type=int, default=7, help="Of the timing.")
     parser.add_argument("--steps", type=int, default=120, help="Distillation steps; 120 in the quickstart.")
     parser.add_argument("--every", type=int, default=40, help="Steps between two evaluations.")
     parser.add_argument("--networks", type=int, default=5, help="Fresh networks per evaluation.")
@@ -287,6 +302,7 @@ def main() -> None:
     settings = {name: getattr(args, name) for name in chosen}
     rows: dict[tuple[str, int], Row] = {}
     ranked: list[Row] = []
+    timing: Row = {"rounds": []}
     if args.out is not None and args.out.exists():
         record = json.loads(args.out.read_text())
         if record["settings"] != settings:
@@ -294,32 +310,32 @@ def main() -> None:
                 f"{args.out} holds runs with the settings {record['settings']}; give the same, or another --out"
             )
         rows = {(row["variant"], row["seed"]): row for row in record["rows"]}
-        ranked = record.get("ranks", [])
+        ranked, timing = record["ranks"], record["timing"]
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     origin = {"hardware": hardware(args.device), "torch": torch.__version__, "commit": git.stdout.strip()}
 
     def write() -> None:
         if args.out is not None:
-            kept = {"settings": settings, "rows": [rows[key] for key in sorted(rows)], "ranks": ranked}
-            args.out.write_text(json.dumps(kept, indent=1) + "\n")
+            measured = {"timing": timing, "rows": [rows[key] for key in sorted(rows)], "ranks": ranked}
+            args.out.write_text(json.dumps({"settings": settings} | measured, indent=1) + "\n")
 
+    if args.part in ("time", "all"):
+        fit("base method", 0, 2, args)  # experts, first calls
+        timing = {"rounds": timed(args)} | origin
+        write()
     if args.part in ("distil", "all"):
-        distil("base method", args.seeds[0], argparse.Namespace(**vars(args) | {"steps": 2}))  # experts, first calls
-        for seed in args.seeds:
-            names = list(VARIANTS)
-            first = seed % len(names)
-            for variant in names[first:] + names[:first]:
-                rows[variant, seed] = distil(variant, seed, args) | origin
-                write()
+        for variant, seed in ((variant, seed) for seed in args.seeds for variant in VARIANTS):
+            rows[variant, seed] = distil(variant, seed, args) | origin
+            write()
     for key in [k for k, row in rows.items() if args.part in ("evaluate", "all") and "accuracies" not in row]:
         rows[key] = evaluate(rows[key], args)
         write()
     if args.part in ("rank", "all"):
-        ranked = [ranks(seed, args) for seed in args.seeds]
+        ranked = [ranks(seed, args) | origin for seed in args.seeds]
         write()
     for known in sorted({(row["hardware"], row["torch"], row["commit"]) for row in rows.values()}):
         print("{}; torch {}; commit {}".format(*known) + f"; {args.threads} thread(s)")
-    figures = table(list(rows.values()))
+    figures = table(list(rows.values()), timing["rounds"])
     if ranked:
         print(f"rank correlation with the whole loss over {ranked[0]['candidates']} candidates, by step of the images")
         for name in ranked[0]["correlations"]:
