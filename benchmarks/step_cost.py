@@ -73,10 +73,11 @@ def adjoint_step(
     candidates: list[list[Tensor]],
     steps: list[InnerStep],
     order: Order,
-    vectorised: bool,
 ) -> None:
-    """Score the candidates, then differentiate the first one."""
+    """Score the candidates, together where that pays, then differentiate the first one."""
     starts = [start for start, _ in candidates]
+    pixels = len(steps[0].indices) * images.shape[-2] * images.shape[-1]
+    vectorised = len(candidates) > 1 and ensemble_pays(images.device.type, pixels)
     paths = unroll_together(loss, starts, lr.detach(), images.detach(), labels, steps, vectorised=vectorised)
     (start, target), path = candidates[0], paths[0]
     del paths
@@ -130,7 +131,6 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         candidates.append([start, start + 0.01 * torch.randn(start.shape, generator=generator).to(device)])
     order: Order = "reverse_over_forward" if "jvp" in args.variant else "reverse_over_reverse"
     count = 3 if "3 cand" in args.variant else 1
-    vectorised = count > 1 and ensemble_pays(device.type, args.batch * args.size**2)
     loss = training_loss(network, "bfloat16" if "bfloat16" in args.variant else "float32")
     if "compiled" in args.variant:
         few = (candidates[0][0], images[:2], labels[:2])
@@ -140,7 +140,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         if args.variant == "plain unroll":
             plain_step(network, images, lr, labels, candidates[0], steps)
         else:
-            adjoint_step(loss, images, lr, labels, candidates[:count], steps, order, vectorised)
+            adjoint_step(loss, images, lr, labels, candidates[:count], steps, order)
 
     started = time.perf_counter()
     step()  # first use of kernels and thread pools, and compilation

@@ -151,7 +151,7 @@ class DistillationModule(LightningModule):
         self.on_nonfinite = on_nonfinite
         self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.synthetic: SyntheticSet | None = None
-        self.candidate_evaluations = 0
+        self.candidate_evaluations: float = 0
         self.seconds_before_resume = 0.0
         self.skipped_steps = 0
         self.expert_seconds = 0.0
@@ -234,18 +234,54 @@ class DistillationModule(LightningModule):
         """Return the randomness of the current step."""
         return StepContext(self.seed, self.global_step, self.global_rank)
 
-    def draw_candidates(self, count: int) -> list[CandidateKey]:
-        """Draw distinct candidates from the pool."""
+    def draw_candidates(self, count: int, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
+        """Draw distinct candidates from the pool, distinct also from those ``beside`` which they are to stand."""
         self._begin_step()
-        return self.pool.draw(count, self.context())
+        return self.pool.draw(count, self.context(), beside)
 
-    def score(self, keys: Sequence[CandidateKey]) -> list[ScoredCandidate]:
-        """Score candidates on the current synthetic set, all with the same draws."""
+    def generations(self, keys: Sequence[CandidateKey]) -> list[int]:
+        """Return the pool's :meth:`~CandidatePool.generation` of candidates, as this step finds them."""
+        self._begin_step()
+        return [self.pool.generation(key) for key in keys]
+
+    def score(self, keys: Sequence[CandidateKey], sole: bool | None = None) -> list[ScoredCandidate]:
+        """Score candidates on the current synthetic set, all with the same draws.
+
+        Args:
+            keys: The candidates.
+            sole: Whether the gradient of each is certain to be wanted; null: if it is only one.
+        """
+        self._begin_step()
+        sole = len(keys) == 1 if sole is None else sole
+        with self.memory_shortage_told("scoring", self.memory_remedy):
+            candidates = [self.pool.load(key) for key in keys]
+            scored = self.objective.score_all(self.synthetic_set, self.real, self.network, candidates, self._draw, sole)
+        self.candidate_evaluations += len(scored)
+        return scored
+
+    def score_begun(self, keys: Sequence[CandidateKey], steps: int) -> list[ScoredCandidate]:
+        """Score candidates by the first inner steps alone; :meth:`completed` takes the others.
+
+        Each counts as a fraction of an evaluation.
+
+        Args:
+            keys: The candidates.
+            steps: How many of the objective's ``inner_steps``.
+        """
         self._begin_step()
         with self.memory_shortage_told("scoring", self.memory_remedy):
             candidates = [self.pool.load(key) for key in keys]
-            scored = self.objective.score_all(self.synthetic_set, self.real, self.network, candidates, self._draw)
-        self.candidate_evaluations += len(scored)
+            begun = self.objective.score_begun(
+                self.synthetic_set, self.real, self.network, candidates, self._draw, steps
+            )
+        self.candidate_evaluations += len(begun) * steps / (self.objective.inner_steps or steps)
+        return begun
+
+    def completed(self, begun: ScoredCandidate, steps: int) -> ScoredCandidate:
+        """Return a candidate that was scored by its first ``steps`` inner steps, scored by all of them."""
+        with self.memory_shortage_told("scoring", self.memory_remedy):
+            scored = self.objective.completed(self.synthetic_set, self.real, self.network, begun)
+        self.candidate_evaluations += 1 - steps / (self.objective.inner_steps or steps)
         return scored
 
     def select(self, scored: ScoredCandidate, drawn: Sequence[CandidateKey]) -> None:

@@ -20,6 +20,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "advance": ({"refresh": "advance"}, {"temperature": 0.1}),
     "every 3": ({}, {"temperature": 0.1, "every_n_steps": 3}),
     "every 3, advance": ({"refresh": "advance"}, {"every_n_steps": 3}),
+    "reuse": ({}, {"temperature": 0.1, "refresh_per_step": 1}),
+    "reuse, advance": ({"refresh": "advance"}, {"temperature": 0.1, "refresh_per_step": 2}),
+    "first step": ({}, {"temperature": 0.01, "score_steps": 1}),
+    "reuse, first step, every 2": (
+        {},
+        {"temperature": 0.1, "refresh_per_step": 1, "score_steps": 1, "every_n_steps": 2},
+    ),
     "low loss, growing window": (
         {"current_max_start_epoch": 1, "expansion_steps": 4},
         {"favor": "low_loss", "normalize": "zscore"},
@@ -59,6 +66,28 @@ def test_one_candidate_is_the_base_method(store: Path, tmp_path: Path, uninterru
         distilled = small.module(store, VARIANTS[variant][0])
         small.fit(tmp_path, distilled, small.selection(num_candidates=1))
         assert small.same(small.learned(distilled), uninterrupted[variant])
+
+
+@pytest.mark.parametrize("feedback", [{"refresh_per_step": 1}, {"score_steps": 1}])
+def test_one_candidate_is_the_base_method_with_any_feedback(
+    store: Path, tmp_path: Path, uninterrupted: dict[str, Learned], feedback: dict[str, int]
+) -> None:
+    distilled = small.module(store)
+    small.fit(tmp_path, distilled, small.selection(num_candidates=1, **feedback))
+    assert small.same(small.learned(distilled), uninterrupted["base"])
+    assert distilled.candidate_evaluations == 6
+
+
+@pytest.mark.parametrize(
+    "feedback", [{"refresh_per_step": 3}, {"score_steps": 2}, {"refresh_per_step": 3, "score_steps": 2}]
+)
+def test_all_of_the_feedback_is_the_method_itself(
+    store: Path, tmp_path: Path, uninterrupted: dict[str, Learned], feedback: dict[str, int]
+) -> None:
+    distilled = small.module(store)
+    small.fit(tmp_path, distilled, small.selection(temperature=0.1, **feedback))
+    assert small.same(small.learned(distilled), uninterrupted["redraw"])
+    assert distilled.candidate_evaluations == 18
 
 
 @pytest.mark.parametrize("variant", ["base", "redraw"])

@@ -41,6 +41,7 @@ CHOICES: dict[str, dict[str, Any] | None] = {
     "base": None,
     "selection": {"pool_size": 4, "temperature": 0.1, "normalize": "mean"},
     "every 3": {"pool_size": 4, "temperature": 0.1, "normalize": "mean", "every_n_steps": 3},
+    "reuse": {"pool_size": 4, "temperature": 0.1, "normalize": "mean", "refresh_per_step": 1},
 }
 VARIANTS = [f"{method}, {choice}" for method in METHODS for choice in CHOICES]
 

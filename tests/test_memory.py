@@ -218,7 +218,7 @@ def test_candidates_are_scored_together_where_that_pays_and_fits() -> None:
         context = StepContext(0, 0)
         draw = step.objective.draw(step.synthetic, step.real, step.network, lambda: step.candidate, context)
         with LiveBytes() as live:
-            step.objective.score_all(step.synthetic, step.real, step.network, [step.candidate] * 5, draw)
+            step.objective.score_all(step.synthetic, step.real, step.network, [step.candidate] * 5, draw, False)
         return live.peak
 
     step = Step(TrajectoryMatching(syn_steps=2, augmentation="none"))

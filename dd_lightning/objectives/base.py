@@ -52,6 +52,11 @@ class MatchingObjective(ABC):
     memory_remedy: ClassVar[str] = "use a smaller network, or fewer images per class"
     """What a person can do where a step needs more memory than there is."""
 
+    @property
+    def inner_steps(self) -> int | None:
+        """Steps that a scoring consists of, if it can stop after some of them and go on later; None: it cannot."""
+        return None
+
     @staticmethod
     @abstractmethod
     def default_pool() -> CandidatePool:
@@ -155,10 +160,37 @@ class MatchingObjective(ABC):
         network: FunctionalNetwork,
         candidates: Sequence[Any],
         draw: Any,  # noqa: ANN401
+        sole: bool,
     ) -> list[ScoredCandidate]:
-        """Score the candidates of a step, each as :meth:`score` does; to be overridden where they can share work."""
-        sole = len(candidates) == 1
+        """Score several candidates, each as :meth:`score` does; to be overridden where they can share work."""
         return [self.score(synthetic, real, network, candidate, draw, sole) for candidate in candidates]
+
+    def score_begun(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        candidates: Sequence[Any],
+        draw: Any,  # noqa: ANN401
+        steps: int,
+    ) -> list[ScoredCandidate]:
+        """Score candidates by the first of their ``inner_steps`` alone, so that :meth:`completed` can go on from there.
+
+        Args:
+            synthetic: S.
+            real: T.
+            network: The architecture.
+            candidates: What to match.
+            draw: The step's draws.
+            steps: How many inner steps.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no inner steps")
+
+    def completed(
+        self, synthetic: SyntheticSet, real: RealSet, network: FunctionalNetwork, begun: ScoredCandidate
+    ) -> ScoredCandidate:
+        """Return what :meth:`score` would have, going on from where :meth:`score_begun` stopped."""
+        raise NotImplementedError(f"{type(self).__name__} has no inner steps")
 
     @abstractmethod
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -103,6 +103,11 @@ class TrajectoryMatching(MatchingObjective):
         self.precision = precision_choice(precision)
         self._together = 1  # students that are advanced as one batch
         self._compiled: tuple[FunctionalNetwork, CompiledLoss] | None = None
+
+    @property
+    def inner_steps(self) -> int:
+        """The student's steps."""
+        return self.syn_steps
 
     @staticmethod
     def default_pool() -> TrajectoryPool:
@@ -235,7 +240,7 @@ class TrajectoryMatching(MatchingObjective):
     ) -> ScoredCandidate:
         """Run the student forward; its path serves the adjoint if this candidate is chosen."""
         del sole
-        return self.score_all(synthetic, real, network, [candidate], draw)[0]
+        return self.score_begun(synthetic, real, network, [candidate], draw, len(draw))[0]
 
     def score_all(
         self,
@@ -244,25 +249,61 @@ class TrajectoryMatching(MatchingObjective):
         network: FunctionalNetwork,
         candidates: Sequence[TrajectorySegment],
         draw: Sequence[InnerStep],
+        sole: bool,
     ) -> list[ScoredCandidate]:
         """Run all students forward, on the same augmented batches; together, where that is the faster way."""
+        del sole
+        return self.score_begun(synthetic, real, network, candidates, draw, len(draw))
+
+    def score_begun(
+        self,
+        synthetic: SyntheticSet,
+        real: RealSet,
+        network: FunctionalNetwork,
+        candidates: Sequence[TrajectorySegment],
+        draw: Sequence[InnerStep],
+        steps: int,
+    ) -> list[ScoredCandidate]:
+        """Run students forward for their first steps: the loss is ||theta_n - target||^2 / ||start - target||^2."""
         del real
+        paths = self._paths(synthetic, network, [candidate.start for candidate in candidates], draw, 0, steps)
+        return [
+            ScoredCandidate(candidate, trajectory_loss(path[-1], candidate.start, candidate.target), draw, path)
+            for candidate, path in zip(candidates, paths, strict=True)
+        ]
+
+    def completed(
+        self, synthetic: SyntheticSet, real: RealSet, network: FunctionalNetwork, begun: ScoredCandidate
+    ) -> ScoredCandidate:
+        """Run the student on from where it stopped."""
+        del real
+        candidate = cast(TrajectorySegment, begun.candidate)
+        *path, last = begun.work
+        path += self._paths(synthetic, network, [last], begun.draw, len(path), len(begun.draw))[0]
+        loss = trajectory_loss(path[-1], candidate.start, candidate.target)
+        return ScoredCandidate(candidate, loss, begun.draw, path)
+
+    def _paths(
+        self,
+        synthetic: SyntheticSet,
+        network: FunctionalNetwork,
+        thetas: Sequence[Tensor],
+        draw: Sequence[InnerStep],
+        first: int,
+        end: int,
+    ) -> list[list[Tensor]]:
+        """Take students' steps from ``first`` to before ``end``."""
         with torch.no_grad(), tensor_float(self.precision, synthetic.images.device):
-            paths = unroll_together(
+            return unroll_together(
                 self._student(network),
-                [candidate.start for candidate in candidates],
+                thetas,
                 synthetic.student_lr.detach(),
                 synthetic.decoded(),
                 synthetic.decoded_targets(),
-                draw,
+                draw[first:end],
                 micro_batch=self._piece(network, max(len(step.indices) for step in draw)),
-                vectorised=1 < len(candidates) == self._together,
+                vectorised=1 < len(thetas) == self._together,
             )
-            losses = [trajectory_loss(p[-1], c.start, c.target) for p, c in zip(paths, candidates, strict=True)]
-        return [
-            ScoredCandidate(candidate, loss, draw, path)
-            for candidate, loss, path in zip(candidates, losses, paths, strict=True)
-        ]
 
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
         """Return the scored loss; its backward is the adjoint of the student's path."""

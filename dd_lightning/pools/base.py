@@ -105,8 +105,24 @@ class CandidatePool(ABC):
         """Make the candidates ready, training what is missing."""
 
     @abstractmethod
-    def draw(self, count: int, context: StepContext) -> list[CandidateKey]:
-        """Draw ``count`` distinct candidates uniformly from the stream "candidates"."""
+    def draw(self, count: int, context: StepContext, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
+        """Draw ``count`` distinct candidates uniformly from the stream "candidates".
+
+        Args:
+            count: How many.
+            context: Where the run is.
+            beside: Candidates of earlier draws that the new ones join, and must be distinct from, too.
+        """
+
+    def generation(self, key: CandidateKey) -> int:
+        """Return how often what a key names has been replaced by something else: what was known of it is void then."""
+        del key
+        return 0
+
+    @property
+    def shares_draw(self) -> bool:
+        """Whether the candidates of a step must come from one draw, none of them kept from an earlier step."""
+        return False
 
     @abstractmethod
     def load(self, key: CandidateKey) -> Candidate:
@@ -142,3 +158,10 @@ class CandidatePool(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         del state
+
+
+def drawn_apart(size: int, count: int, generator: torch.Generator, beside: Sequence[CandidateKey]) -> list[int]:
+    """Draw ``count`` distinct numbers below ``size``, uniformly among those that no key of ``beside`` begins with."""
+    taken = {key[0] for key in beside}
+    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    return [number for number in order if number not in taken][:count]

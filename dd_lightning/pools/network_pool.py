@@ -16,7 +16,7 @@ from dd_lightning.functional.precision import Precision, precision_choice, tenso
 from dd_lightning.functional.products import CompiledLoss, gradient
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import training_loss
-from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup
+from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup, drawn_apart
 from dd_lightning.progress import epoch_bar
 from dd_lightning.recipes import NetworkRecipe
 
@@ -120,10 +120,14 @@ class NetworkPool(CandidatePool):
             what = "the training of the pool's networks"
             self._compiled = compiled_or_told(self._warmed_up, self.compile, what, "pool.compile")
 
-    def draw(self, count: int, context: StepContext) -> list[CandidateKey]:
+    def draw(self, count: int, context: StepContext, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
         """Draw distinct networks uniformly."""
         self._populate(context.seed)
-        return [(i,) for i in torch.randperm(self.size, generator=context.generator("candidates"))[:count].tolist()]
+        return [(i,) for i in drawn_apart(self.size, count, context.generator("candidates"), beside)]
+
+    def generation(self, key: CandidateKey) -> int:
+        """Return how many networks have lived at a place before the one that is there now."""
+        return self._members[key[0]].births
 
     def load(self, key: CandidateKey) -> LiveNetwork:
         """Return the network that lives at a place."""

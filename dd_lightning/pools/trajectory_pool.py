@@ -10,7 +10,14 @@ from torch import Tensor
 from dd_lightning.formats import ExpertIdentity, ExpertStore
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
-from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, FullSetAccuracies, PoolSetup
+from dd_lightning.pools.base import (
+    Candidate,
+    CandidateKey,
+    CandidatePool,
+    FullSetAccuracies,
+    PoolSetup,
+    drawn_apart,
+)
 from dd_lightning.recipes import ExpertRecipe
 
 TrajectoryRefresh = Literal["redraw", "advance"]
@@ -145,15 +152,20 @@ class TrajectoryPool(CandidatePool):
         if not self.cursors:
             self.cursors = [self.min_start_epoch] * self.size
 
-    def draw(self, count: int, context: StepContext) -> list[CandidateKey]:
+    def draw(self, count: int, context: StepContext, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
         """Draw distinct experts, each with its start epoch by the refresh rule."""
         generator = context.generator("candidates")
-        experts = torch.randperm(self.size, generator=generator)[:count].tolist()
+        experts = drawn_apart(self.size, count, generator, beside)
         if self.refresh_rule == "advance":
             return [(i, self.cursors[i]) for i in experts]
         low, high = self.min_start_epoch, self.start_window_end(context.step)
         starts = torch.randint(low, high, (count,), generator=generator).tolist()
         return [(i, starts[0] if self.share_start_epoch else s) for i, s in zip(experts, starts, strict=True)]
+
+    @property
+    def shares_draw(self) -> bool:
+        """Whether the candidates of a step share a start epoch."""
+        return self.share_start_epoch
 
     def load(self, key: CandidateKey) -> TrajectorySegment:
         """Read the segment's two rows."""
