@@ -54,8 +54,8 @@ def images_per_pass(
     """Return how many images of a batch to pass through a network at once on a host.
 
     Norms, activations and pooling do next to nothing with what they read, so a batch whose tensors do not stay in the
-    processor's cache is computed at the speed of the memory. But every pass reads all weights and writes their gradient:
-    where these alone are large, nothing is gained. The number follows from the shapes of the tensors alone.
+    processor's cache is computed at the speed of the memory. But every pass reads all weights and writes their
+    gradient: where these alone are large, nothing is gained. The number follows from the shapes of the tensors alone.
 
     Args:
         network: The architecture, as a function of flat weights and images.

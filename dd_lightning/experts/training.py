@@ -431,7 +431,7 @@ def train_experts(
             for stored in sorted(waiting, reverse=True)  # those that are nearly done come first
             for start in range(0, len(waiting[stored]), count)
         ]
-        computed = in_precision(network, recipe.precision)
+        computed: Network = in_precision(network, recipe.precision)
         remedy = (
             "set a smaller recipe.batch_size"
             if network.uses_batch_statistics
