@@ -1,13 +1,15 @@
 """Several networks of one architecture at once: gradients and logits of a stack of flat weights."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.compilation import Backend, compiled
+from dd_lightning.functional.compilation import Backend, Compile, compiled
+from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.memory import memory_model
+from dd_lightning.memory import is_out_of_memory, memory_model
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """``network(theta [P], images [B, C, H, W]) -> logits [B, classes]``."""
@@ -17,6 +19,9 @@ Stack = Tensor | Sequence[Tensor]
 
 Derivative = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(theta, images, labels) -> the gradient of the mean cross-entropy by theta, and the logits."""
+
+REPAYING_STEPS = 50_000
+"""Steps from which ``compile: auto`` compiles, on CUDA: a minute is 1.2 ms for each of so many."""
 
 CACHE_BYTES = 36 * 2**20
 """What one pass may hold so that a processor with tens of MiB of cache need not wait for its memory: the limit was the
@@ -137,6 +142,51 @@ class CompiledEnsemble:
             return both
 
         return derivative
+
+
+def compiles(choice: Compile | bool, device: torch.device, steps: int) -> bool:
+    """Tell whether to compile.
+
+    Args:
+        choice: What was asked for. ``auto`` is yes on CUDA alone, from 50,000 steps, unless deterministic algorithms
+            are asked for, since the compiler may choose other kernels in another process.
+        device: Where the networks are.
+        steps: Steps of the whole work, done or not: what was interrupted is to go on as it began.
+    """
+    if choice != "auto":
+        return choice == "on"
+    return device.type == "cuda" and steps >= REPAYING_STEPS and not torch.are_deterministic_algorithms_enabled()
+
+
+def compiled_or_plain(
+    network: Network, warm_up: Callable[[Network], None], choice: Compile | bool, what: str, option: str
+) -> Network:
+    """Return a network compiled; or as it is, where the compiler fails and need not succeed.
+
+    Args:
+        network: The architecture, as a function of flat weights and images.
+        warm_up: Uses the compiled network once for every shape that will come.
+        choice: If it is ``on``, a failure is an error; else it is a warning.
+        what: What is compiled, for messages, such as ``"the experts' step"``.
+        option: Name of the option, for messages.
+
+    Raises:
+        InputError: If the choice is ``on``, and it cannot be compiled.
+    """
+    ensemble = CompiledEnsemble(network)
+    try:
+        warm_up(ensemble)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        cause = getattr(error, "inner_exception", error)  # the compiler's own, behind torch's
+        line = (str(cause).strip().splitlines() or [""])[0]
+        reason = f"torch.compile fails for {what} ({type(cause).__name__}: {line})"
+        if choice == "on":
+            raise InputError(f"compile is 'on', but {reason}; set {option}: off") from error
+        warnings.warn(f"{reason}: going on without; set {option}: off to try no more", stacklevel=3)
+        return network
+    return ensemble
 
 
 def ensemble_gradients(

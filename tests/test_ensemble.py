@@ -6,6 +6,7 @@ from torch.nn.functional import conv2d, cross_entropy, group_norm, linear
 
 from dd_lightning.ensemble import (
     CompiledEnsemble,
+    compiles,
     ensemble_gradients,
     ensemble_logits,
     ensemble_pays,
@@ -178,3 +179,16 @@ def test_images_of_a_pass_follow_from_shapes(
     logits = in_precision(convnet, precision)
     assert images_per_pass(logits, convnet.num_parameters, shape, 256) == expected
     assert images_per_pass(logits, convnet.num_parameters, shape, 7) == 7
+
+
+def test_auto_compiles_long_work_on_cuda_alone() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [compiles("auto", cuda, steps) for steps in (49_999, 50_000)] == [False, True]
+    assert not compiles("auto", cpu, 10**9)
+    assert compiles("on", cpu, 1)
+    assert not compiles("off", cuda, 10**9)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not compiles("auto", cuda, 10**9)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -6,8 +6,9 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -18,8 +19,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from dd_lightning.ensemble import (
-    CompiledEnsemble,
     Network,
+    compiled_or_plain,
+    compiles,
     ensemble_gradients,
     ensemble_logits,
     ensemble_pays,
@@ -30,14 +32,11 @@ from dd_lightning.functional.augment import DSA, augment
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.precision import in_precision, tensor_float
 from dd_lightning.functional.random import step_generator
-from dd_lightning.memory import is_out_of_memory, memory_shortage_told
+from dd_lightning.memory import memory_shortage_told
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.progress import epoch_bar
 from dd_lightning.real import RealSet
 from dd_lightning.recipes import ExpertRecipe
-
-REPAYING_STEPS = 50_000
-"""Steps of single experts in a job from which ``compile: auto`` compiles, on CUDA: a minute is 1.2 ms for each."""
 
 _OLD_LEAF_CHECK = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
 _MOST_ON_HOST = 16
@@ -443,12 +442,16 @@ def train_experts(
         ):
             # of the whole job, stored or not: what was interrupted goes on as it began
             steps = num_experts * epochs * -(-len(real) // recipe.batch_size)
-            if _compiles(recipe, root, steps):
+            if compiles(recipe.compile, root, steps):
                 network.to(root)
                 sizes = {len(group) for group in groups} if vectorised else {1}
                 lengths = _pass_lengths(len(real), batch, piece)
                 shapes = [(size, length) for size in sorted(sizes) for length in lengths]
-                computed = _compiled(computed, network, recipe, root, shapes, vectorised, progress_bar)
+                warm_up = partial(_warm_up, network.initial(0).to(root), network.image_shape, shapes, vectorised)
+                with epoch_bar("compiling the experts' step", len(shapes), progress_bar) as on_shape:
+                    computed = compiled_or_plain(
+                        computed, partial(warm_up, on_shape), recipe.compile, "the experts' step", "recipe.compile"
+                    )
             for group in groups:
                 module = ExpertTraining(
                     network,
@@ -473,49 +476,27 @@ def train_experts(
                     raise
 
 
-def _compiles(recipe: ExpertRecipe, device: torch.device, steps: int) -> bool:
-    if recipe.compile != "auto":
-        return recipe.compile == "on"
-    return device.type == "cuda" and steps >= REPAYING_STEPS and not torch.are_deterministic_algorithms_enabled()
-
-
 def _pass_lengths(images: int, batch: int, piece: int) -> list[int]:
     """Return the different numbers of images that passes of an epoch have."""
     lengths = {batch, images % batch or batch}
     return sorted({min(piece, length) for length in lengths} | {length % piece for length in lengths} - {0})
 
 
-def _compiled(
-    computed: Network,
-    network: FunctionalNetwork,
-    recipe: ExpertRecipe,
-    device: torch.device,
+def _warm_up(
+    theta: Tensor,
+    image_shape: tuple[int, int, int],
     shapes: list[tuple[int, int]],
     vectorised: bool,
-    shown: bool,
-) -> Network:
-    """Compile for every (experts, images) of a pass; without success, return what was given if that may be."""
-    ensemble = CompiledEnsemble(computed)
-    theta = network.initial(0).to(device)
-    try:
-        with epoch_bar("compiling the experts' step", len(shapes), shown) as on_epoch:
-            for done, (size, length) in enumerate(shapes, 1):
-                images = torch.zeros(size, length, *network.image_shape, device=device)
-                labels = torch.zeros(size, length, dtype=torch.int64, device=device)
-                ensemble_gradients(ensemble, [theta] * size, images, labels, vectorised)
-                if on_epoch is not None:
-                    on_epoch(done)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        cause = getattr(error, "inner_exception", error)  # the compiler's own, behind torch's
-        line = (str(cause).strip().splitlines() or [""])[0]
-        reason = f"torch.compile fails for the experts' step ({type(cause).__name__}: {line})"
-        if recipe.compile == "on":
-            raise InputError(f"compile is 'on', but {reason}; set recipe.compile: off") from error
-        warnings.warn(f"{reason}: going on without; set recipe.compile: off to try no more", stacklevel=3)
-        return computed
-    return ensemble
+    on_shape: Callable[[int], None] | None,
+    computed: Network,
+) -> None:
+    """Take one pass of every (experts, images)."""
+    for done, (size, length) in enumerate(shapes, 1):
+        images = torch.zeros(size, length, *image_shape, device=theta.device)
+        labels = torch.zeros(size, length, dtype=torch.int64, device=theta.device)
+        ensemble_gradients(computed, [theta] * size, images, labels, vectorised)
+        if on_shape is not None:
+            on_shape(done)
 
 
 def _stored_epochs(store: ExpertStore, id: int) -> int:

@@ -4,7 +4,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -484,7 +483,7 @@ def test_compiled_experts_are_the_same_up_to_rounding_and_interrupted_to_the_las
     train: Train, monkeypatch: pytest.MonkeyPatch, together: int, recipe: ExpertRecipe, shapes: int, passes: int
 ) -> None:
     compiler = Compiler()
-    monkeypatch.setattr(training, "CompiledEnsemble", partial(CompiledEnsemble, backend=compiler))
+    monkeypatch.setattr(CompiledEnsemble.__init__, "__defaults__", (compiler,))
     eager = train("eager", 2, 2, recipe, together=together)
     assert compiler.calls == 0
     on = replace(recipe, compile="on")
@@ -519,28 +518,14 @@ def test_a_compiler_that_fails_is_told_or_done_without(train: Train, monkeypatch
         raise RuntimeError("no C++ compiler\nmore lines")
 
     eager = train("eager", 1, 1)
-    monkeypatch.setattr(training, "CompiledEnsemble", partial(CompiledEnsemble, backend=backend))
+    monkeypatch.setattr(CompiledEnsemble.__init__, "__defaults__", (backend,))
     message = r"^compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set recipe\.compile: off$"
     with pytest.raises(InputError, match=message):
         train("on", 1, 1, replace(MOMENTUM, compile="on"))
-    monkeypatch.setattr(training, "_compiles", lambda *_: True)
+    monkeypatch.setattr(training, "compiles", lambda *_: True)
     with pytest.warns(UserWarning, match="torch.compile fails for the experts' step .*: going on without"):
         store = train("auto", 1, 1, replace(MOMENTUM, compile="auto"))
     assert store.file(0).read_bytes() == eager.file(0).read_bytes()
-
-
-def test_auto_compiles_long_jobs_on_cuda_alone() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    auto = ExpertRecipe(compile="auto")
-    assert [training._compiles(auto, cuda, steps) for steps in (49_999, 50_000)] == [False, True]
-    assert not training._compiles(auto, cpu, 10**9)
-    assert training._compiles(ExpertRecipe(compile="on"), cpu, 1)
-    assert not training._compiles(ExpertRecipe(), cuda, 10**9)
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert not training._compiles(auto, cuda, 10**9)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def test_layers_in_bfloat16_and_the_rest_in_float32(train: Train, network: FunctionalNetwork) -> None:
