@@ -1,8 +1,8 @@
 """Time to train the fresh networks of one evaluation together, against training one after another.
 
-The textbook is a loop over networks, each an ordinary module with ``torch.optim.SGD``, images that lie on the device and
-a vectorised augmentation. Recipe ``mtt`` with fewer epochs, for ratios are what counts; test passes apart. Variants take
-turns over several rounds in one process, and ratios are medians over rounds of the ratio within a round, for the
+The textbook is a loop over networks, each an ordinary module with ``torch.optim.SGD``, images that lie on the device
+and a vectorised augmentation. Recipe ``mtt`` with fewer epochs, for ratios are what counts; test passes apart. Variants
+take turns over several rounds in one process, and ratios are medians over rounds of the ratio within a round, for the
 machine's speed drifts.
 
     python benchmarks/evaluation_cost.py --out benchmarks/results/evaluation_cost_cpu.json
@@ -52,12 +52,12 @@ def textbook(
         module.to(images.device)
         order, draws = (step_generator(0, number, f"evaluation/{stream}") for stream in ("order", "augment"))
         dsa, lr = DSA(recipe.augmentation), RATE
-        settings = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-        sgd = torch.optim.SGD(module.parameters(), lr, **settings)
+        momentum, decay = recipe.momentum, recipe.weight_decay
+        sgd = torch.optim.SGD(module.parameters(), lr, momentum=momentum, weight_decay=decay)
         for epoch in range(recipe.epochs):
             if epoch == recipe.epochs // 2:
                 lr *= recipe.gamma
-                sgd = torch.optim.SGD(module.parameters(), lr, **settings)
+                sgd = torch.optim.SGD(module.parameters(), lr, momentum=momentum, weight_decay=decay)
             permutation = torch.randperm(len(images), generator=order).to(images.device)
             for rows in permutation.split(recipe.batch_size):
                 batch = augment(images[rows], dsa.draw(draws, len(rows), network.image_shape[1:]))
