@@ -378,3 +378,19 @@ def test_an_evaluation_is_compiled_for_as_many_steps_as_the_run_has(monkeypatch:
     found = evaluation.compiled_for_evaluation(images, labels, network, recipe, [5], "auto", 7, "compile")
     assert found is network
     assert asked == [("auto", images.device, 7 * 10 * 3)]
+
+
+@pytest.mark.parametrize(("steps", "trained"), [(4, [1, 1, 3]), (3, [1, 1, 3])])
+def test_the_last_step_is_evaluated_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, trained: list[int]
+) -> None:
+    counts: list[int] = []
+    test = evaluation.test_accuracies
+
+    def counted(thetas: torch.Tensor, *rest: Any) -> tuple[float, ...]:  # noqa: ANN401
+        counts.append(len(thetas))
+        return test(thetas, *rest)
+
+    monkeypatch.setattr(evaluation, "test_accuracies", counted)
+    logged(store, tmp_path, early(), steps=steps)
+    assert counts == trained
