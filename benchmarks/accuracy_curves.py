@@ -24,8 +24,9 @@ def read_curve(run: Path) -> dict[str, list[dict[str, Any]]]:
     curves: dict[str, list[dict[str, Any]]] = {}
     with (run / "evaluation.csv").open() as file:
         for row in csv.DictReader(file):
-            accuracies = [float(value) for key, value in row.items() if key.startswith("accuracy_")]
-            point = {"step": int(row["step"]), "mean": float(row["mean"]), "std": float(row["std"])}
+            accuracies = [float(value) for key, value in row.items() if key.startswith("accuracy_") and value]
+            # an early point of a single network has no deviation
+            point = {"step": int(row["step"]), "mean": float(row["mean"]), "std": float(row["std"] or 0)}
             curves.setdefault(row["network"], []).append(point | {"accuracies": accuracies})
     return curves
 

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 import torch
 
-from dd_lightning.functional.compilation import Compile
+from dd_lightning.functional.compilation import Compile, compile_choice
 from dd_lightning.functional.errors import InputError
+from dd_lightning.memory import is_out_of_memory
 
 REPAYING_CALLS = 50_000
 """Calls of a run from which ``compile: auto`` compiles, on CUDA: a minute is 1.2 ms for each of so many."""
@@ -15,7 +16,7 @@ REPAYING_CALLS = 50_000
 Made = TypeVar("Made")
 
 
-def compiles(choice: Compile, device: torch.device, calls: int) -> bool:
+def compiles(choice: Compile | bool, device: torch.device, calls: int) -> bool:
     """Tell whether a run compiles what it will call so many times.
 
     ``auto`` does so on CUDA alone, where the calls repay it, and unless algorithms are to be deterministic, for the
@@ -26,12 +27,13 @@ def compiles(choice: Compile, device: torch.device, calls: int) -> bool:
         device: Where it is computed.
         calls: How many calls the whole run will make.
     """
+    choice = compile_choice(choice)
     if choice != "auto":
         return choice == "on"
     return device.type == "cuda" and calls >= REPAYING_CALLS and not torch.are_deterministic_algorithms_enabled()
 
 
-def compiled_or_told(make: Callable[[], Made], choice: Compile, what: str, option: str) -> Made | None:
+def compiled_or_told(make: Callable[[], Made], choice: Compile | bool, what: str, option: str) -> Made | None:
     """Return what ``make`` compiles, or None, with a warning, where that fails and nobody insists on it.
 
     Args:
@@ -42,14 +44,17 @@ def compiled_or_told(make: Callable[[], Made], choice: Compile, what: str, optio
 
     Raises:
         InputError: If it fails and the choice is ``on``.
+        RuntimeError: If memory runs out, as torch says it; or another of its errors of that kind.
     """
     try:
         return make()
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         cause = getattr(error, "inner_exception", error)  # the compiler's own, behind torch's
         line = (str(cause).strip().splitlines() or [""])[0]
         reason = f"torch.compile fails for {what} ({type(cause).__name__}: {line})"
-        if choice == "on":
+        if compile_choice(choice) == "on":
             raise InputError(f"compile is 'on', but {reason}; set {option}: off") from error
         warnings.warn(f"{reason}: going on without; set {option}: off to try no more", stacklevel=2)
         return None

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from dd_lightning.ensemble import ensemble_gradients, ensemble_logits, ensemble_pays
+from dd_lightning.compiling import compiles
+from dd_lightning.ensemble import (
+    Network,
+    compiled_or_plain,
+    ensemble_gradients,
+    ensemble_logits,
+    ensemble_pays,
+)
+from dd_lightning.functional.compilation import Compile
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
@@ -180,6 +188,7 @@ def train_fresh_networks(
     seed: int,
     on_epoch: Callable[[int], None] | None = None,
     on_validation: Callable[[Tensor], None] | None = None,
+    computed: Network | None = None,
 ) -> Tensor:
     """Train several networks from scratch at once and return their parameters, [K, P].
 
@@ -197,6 +206,7 @@ def train_fresh_networks(
         on_epoch: Called with the number of epochs done after each one.
         on_validation: Called with the parameters, [K, P], after each of the recipe's ``validation_epochs``; training
             goes on in the same memory.
+        computed: What is differentiated in place of ``network``, such as :func:`compiled_for_evaluation` gives.
 
     Raises:
         InputError: If ``lr`` is not a positive number.
@@ -242,13 +252,53 @@ def train_fresh_networks(
         for indices in order.split(batch_size, dim=1):
             batches = [training_batch(rows, number) for number, rows in enumerate(indices)]
             batch, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
-            thetas.grad, _ = ensemble_gradients(network, thetas, batch, labels, vectorised)
+            thetas.grad, _ = ensemble_gradients(computed or network, thetas, batch, labels, vectorised)
             sgd.step()
         if on_validation is not None and epoch + 1 in recipe.validation_epochs:
             on_validation(thetas.detach())
         if on_epoch is not None:
             on_epoch(epoch + 1)
     return thetas.detach()
+
+
+def compiled_for_evaluation(
+    images: Tensor,
+    targets: Tensor,
+    network: FunctionalNetwork,
+    recipe: EvaluationRecipe,
+    counts: Sequence[int],
+    choice: Compile,
+    evaluations: int,
+    option: str,
+) -> Network:
+    """Return the network with compiled gradients for all evaluations of a run, if that was asked for or repays itself.
+
+    The rounding is then another one. Test passes are not compiled.
+
+    Args:
+        images: A synthetic set of the size that will be evaluated, [n, ch, H, W]; read only.
+        targets: Its labels [n] or label logits [n, C].
+        network: The architecture.
+        recipe: The protocol.
+        counts: How many networks an evaluation may train.
+        choice: Whether to compile; see :func:`dd_lightning.ensemble.compiles`. Steps are those of one evaluation, in
+            which all networks take theirs together, times ``evaluations``.
+        evaluations: How many there will be in the whole run.
+        option: Name of the option, for messages.
+
+    Raises:
+        InputError: If the choice is ``on``, and the network cannot be compiled.
+    """
+    steps = evaluations * recipe.epochs * -(-len(images) // min(recipe.batch_size, len(images)))
+    if not compiles(choice, images.device, steps):
+        return network
+    short = replace(recipe, epochs=1)
+
+    def warm_up(computed: Network) -> None:
+        for count in counts:
+            train_fresh_networks(images, targets, 0.01, network, short, count, seed=0, computed=computed)
+
+    return compiled_or_plain(network, warm_up, choice, f"the evaluation of {network.name}", option)
 
 
 def test_accuracies(thetas: Tensor, network: FunctionalNetwork, held_out: RealSet) -> tuple[float, ...]:
@@ -274,6 +324,7 @@ def evaluate_synthetic_set(
     num_networks: int = 5,
     seed: int = 0,
     on_epoch: Callable[[int], None] | None = None,
+    computed: Network | None = None,
 ) -> EvaluationResult:
     """Train ``num_networks`` fresh networks on a synthetic set and test each one on held-out data.
 
@@ -290,6 +341,7 @@ def evaluate_synthetic_set(
         num_networks: 5 in the literature.
         seed: Seed of initialisations, orders, augmentations and CutMix.
         on_epoch: Called with the number of epochs done after each one.
+        computed: What is differentiated in place of ``network``, such as :func:`compiled_for_evaluation` gives.
 
     Raises:
         InputError: If the learning rate is not positive.
@@ -301,7 +353,7 @@ def evaluate_synthetic_set(
     def on_validation(thetas: Tensor) -> None:
         validations.append(test_accuracies(thetas, network, held_out))
 
-    train_fresh_networks(images, targets, lr, network, recipe, num_networks, seed, on_epoch, on_validation)
+    train_fresh_networks(images, targets, lr, network, recipe, num_networks, seed, on_epoch, on_validation, computed)
     return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
 
 

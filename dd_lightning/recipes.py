@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
+from dd_lightning.functional.compilation import Compile, compile_choice
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName
+from dd_lightning.functional.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,18 @@ class ExpertRecipe:
             (``color_crop_cutout_flip_scale_rotate`` there).
         seed: Seed of initial weights, batches and augmentation of all experts. Every expert has its own
             streams.
+        precision: What the network's layers compute in; weights, SGD and the loss are in float32 whatever it
+            is. It is part of what an expert is, so a store holds experts of one precision. ``tf32`` tells on
+            CUDA alone, where ``float32`` switches it off.
+        compile: Compile the gradient of an expert's loss. That takes up to minutes, and the rounding is another
+            one; an expert is what it is with or without, so a store may hold both. ``auto`` does so on CUDA
+            alone, in jobs of at least 50,000 steps (experts x epochs x batches), unless deterministic
+            algorithms are asked for; where it is impossible, the job goes on without.
+        micro_batch: The most images that pass through an expert at once. A batch is then computed in pieces,
+            which is exact up to rounding, and not possible with batch norm. ``auto``: on a host, as many images
+            as keep what one pass holds near the processor (36 MiB by the estimate; 16 images of 32 x 32 for
+            ConvNet-3), which is nearly twice as fast as whole batches; on accelerators whole batches. Null:
+            always whole batches.
 
     Raises:
         InputError: If a value is out of range.
@@ -48,8 +62,18 @@ class ExpertRecipe:
     lr_decay: bool = False
     augmentation: str = "color_crop_cutout_flip_scale_rotate"
     seed: int = 0
+    precision: Precision = "float32"
+    compile: Compile | bool = "off"
+    micro_batch: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "compile", compile_choice(self.compile))
+        if self.precision not in get_args(Precision):
+            raise InputError(f"expert precision is {self.precision!r}; use one of {', '.join(get_args(Precision))}")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
+            raise InputError(
+                f"expert micro_batch is {self.micro_batch}; use at least 1 image, auto, or null for whole batches"
+            )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"expert lr is {self.lr}, it must be above 0; the usual value is 0.01")
         if not 0 <= self.momentum < 1:
@@ -73,12 +97,18 @@ class ExpertRecipe:
     def describe(self, epochs: int) -> dict[str, Any]:
         """Return the settings as plain values, the form in which a file of expert weights records them.
 
+        What changes the rounding alone, ``compile`` and ``micro_batch``, is left out; so is the precision where it is
+        ``float32``, that of all files which do not name one.
+
         Args:
             epochs: How many epochs the whole trajectory has. Recorded (as ``decay_epochs``) only with
                 ``lr_decay``, for otherwise a shorter trajectory is the beginning of a longer one and may be
                 continued.
         """
         plain = asdict(self)
+        del plain["compile"], plain["micro_batch"]
+        if self.precision == "float32":
+            del plain["precision"]
         if self.lr_decay:
             plain["decay_epochs"] = epochs
         return plain

@@ -81,7 +81,9 @@ def closing_table(result: dict[str, Any]) -> Table:
                 f"{result['images']} random real images",
                 f"{percent(baseline['accuracies'])}  (same recipe; distilled is {gain:+.1f} points)",
             )
-        table.add_row("best step, chosen afterwards", f"{percent(best['accuracies'])}  (step {best['step']})")
+        fewer = len(best["accuracies"]) < len(last["accuracies"])
+        of = f"; of {len(best['accuracies'])} {'network' if len(best['accuracies']) == 1 else 'networks'}" * fewer
+        table.add_row("best step, chosen afterwards", f"{percent(best['accuracies'])}  (step {best['step']}{of})")
     if result["full_set"] is not None:
         full = result["full_set"]
         table.add_row("full training set", f"{percent(full['accuracies'])}  ({full['trained']})")
@@ -119,11 +121,13 @@ def show(table: Table) -> None:
 
 
 def percent(accuracies: Sequence[float]) -> str:
-    """Format accuracies in [0, 1] as mean and population standard deviation.
+    """Format accuracies in [0, 1] as mean and population standard deviation; a single one has no deviation.
 
     Example:
-        >>> percent([0.5, 0.7])
-        '60.0 ± 10.0 %'
+        >>> percent([0.5, 0.7]), percent([0.5])
+        ('60.0 ± 10.0 %', '50.0 %')
     """
     mean, std = mean_std(accuracies)
+    if len(accuracies) == 1:
+        return f"{100 * mean:.1f} %"
     return f"{100 * mean:.1f} ± {100 * std:.1f} %"

@@ -1,5 +1,6 @@
 """The commands, run in this process."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -190,6 +191,38 @@ def test_experts_trains_continues_and_then_does_nothing(cli: Cli) -> None:
     # fit uses what experts stored
     assert small.contents(cli.store).keys() >= once.keys()
     assert once == {name: content for name, content in small.contents(cli.store).items() if name in once}
+
+
+def test_precision_compile_and_pieces_of_experts_are_options(cli: Cli) -> None:
+    options = ["--network", small.NETWORK, "--num_experts", "1", "--epochs", "1", "--device", "cpu"]
+    options += ["--recipe.lr", "0.05"]
+    low = ["--path", "low", "--recipe.precision", "bfloat16"]
+    cli("experts", *options, *low, "--recipe.compile", "auto", "--recipe.micro_batch", "32")
+    written = ExpertStore(cli.folder / "low")
+    assert written.metadata(0).identity.recipe["precision"] == "bfloat16"
+    before = small.contents(cli.folder / "low")
+    first = cli.store / "expert_00000.safetensors"
+    assert before["expert_00000.safetensors"] != first.read_bytes()
+    # fit reads and trains the same ones
+    recipe = ["--model.pool.recipe.precision", "bfloat16", "--model.pool.recipe.micro_batch", "32"]
+    more = ["--model.pool.num_experts", "2", "--model.pool.max_start_epoch", "1", "--selection", "null"]
+    cli.fit("--model.pool.path", "low", *recipe, *more, "--trainer.max_steps", "1", "--evaluation", "null")
+    assert written.ids() == [0, 1]
+    after = small.contents(cli.folder / "low")
+    assert {name: after[name] for name in before} == before
+    line = cli.fit_refused("--model.pool.path", "low", *more)
+    assert "recipe.precision = 'bfloat16', this run has None" in line
+
+
+def test_early_points_cost_less_and_the_table_says_so(cli: Cli) -> None:
+    cli.fit("--evaluation.early_networks", "1")
+    with (cli.version() / "evaluation.csv").open() as file:
+        assert [row["num_networks"] for row in csv.DictReader(file)] == ["1", "1", "2"]
+    result = json.loads((cli.version() / "summary.json").read_text())["networks"][small.NETWORK]
+    assert (result["last"]["step"], len(result["last"]["accuracies"])) == (6, 2)
+    best = result["best"]
+    of = "; of 1 network" * (len(best["accuracies"]) == 1)
+    assert f"{percent(best['accuracies'])}  (step {best['step']}{of})" in cli.out
 
 
 def test_evaluate_prints_what_the_function_returns(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

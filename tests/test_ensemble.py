@@ -1,9 +1,19 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn.functional import conv2d, cross_entropy, group_norm, linear
 
-from dd_lightning.ensemble import ensemble_gradients, ensemble_logits, ensemble_pays
+from dd_lightning.compiling import compiles
+from dd_lightning.ensemble import (
+    CompiledEnsemble,
+    ensemble_gradients,
+    ensemble_logits,
+    ensemble_pays,
+    images_per_pass,
+)
+from dd_lightning.functional.precision import Precision, in_precision
+from dd_lightning.networks import FunctionalNetwork
 
 WIDTH, CLASSES = 3, 4
 SIZES = [WIDTH * 2 * 9, WIDTH, WIDTH, CLASSES * WIDTH * 36]
@@ -91,3 +101,94 @@ def test_a_host_batches_small_work_only() -> None:
     assert ensemble_pays("cpu", 4096)
     assert not ensemble_pays("cpu", 4097)
     assert ensemble_pays("cuda", 10**9)
+
+
+@pytest.mark.parametrize("vectorised", [True, False])
+@pytest.mark.parametrize("piece", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("soft", [True, False])
+def test_pieces_add_up_to_the_batch(
+    stacks: tuple[Tensor, Tensor, Tensor], vectorised: bool, piece: int, soft: bool
+) -> None:
+    thetas, images, labels = stacks
+    targets = torch.nn.functional.one_hot(labels, CLASSES).double().cos() if soft else labels
+    seen: list[int] = []
+
+    def watched(theta: Tensor, batch: Tensor) -> Tensor:
+        seen.append(len(batch))
+        return network(theta, batch)
+
+    whole = ensemble_gradients(network, thetas, images, targets, vectorised)
+    found = ensemble_gradients(watched, thetas, images, targets, vectorised, piece)
+    for value, expected in zip(found, whole, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-13)
+    lengths = [min(piece, 5 - start) for start in range(0, 5, piece)]
+    assert seen == lengths * (1 if vectorised else 3)
+
+
+def test_a_piece_of_the_whole_batch_changes_no_bit(stacks: tuple[Tensor, Tensor, Tensor]) -> None:
+    thetas, images, labels = (part.float() if part.is_floating_point() else part for part in stacks)
+    for vectorised in (True, False):
+        whole = ensemble_gradients(network, thetas, images, labels, vectorised)
+        found = ensemble_gradients(network, thetas, images, labels, vectorised, 5)
+        assert all(torch.equal(a, b) for a, b in zip(found, whole, strict=True))
+
+
+@pytest.mark.parametrize("vectorised", [True, False])
+@pytest.mark.parametrize("piece", [None, 3])
+def test_compiled_gradients_are_the_eager_ones(
+    stacks: tuple[Tensor, Tensor, Tensor], vectorised: bool, piece: int | None
+) -> None:
+    compilations: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        compilations.append(graph)
+        return aot_autograd(fw_compiler=lambda module, _: module)(graph, inputs)
+
+    ensemble = CompiledEnsemble(network, backend)
+    thetas, images, labels = stacks
+    expected = ensemble_gradients(network, thetas, images, labels, vectorised)
+    found = ensemble_gradients(ensemble, thetas, images, labels, vectorised, piece)
+    for value, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-12, atol=1e-12)
+    count = len(compilations)
+    assert count == (1 if piece is None else 2)  # of every length of a piece, whatever the number of networks
+    # nothing that callers do differently makes it compile again, nor another number
+    parameters = [torch.nn.Parameter(theta) for theta in thetas]
+    strided = images.transpose(3, 4).contiguous().transpose(3, 4)
+    with torch.no_grad():
+        again = ensemble_gradients(ensemble, parameters, list(strided), list(labels), vectorised, piece)
+    assert len(compilations) == count
+    assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
+    assert torch.equal(ensemble(thetas[0], images[0]), network(thetas[0], images[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "precision", "expected"),
+    [
+        ("ConvNet-3", (3, 32, 32), "float32", 16),
+        ("ConvNet-3", (3, 32, 32), "bfloat16", 32),
+        ("ConvNet-3-W32", (3, 32, 32), "float32", 64),
+        ("ConvNet-3-W32", (1, 8, 8), "float32", 256),
+        ("VGG-11", (3, 32, 32), "float32", 256),  # its weights alone are 35 MiB
+    ],
+)
+def test_images_of_a_pass_follow_from_shapes(
+    name: str, shape: tuple[int, int, int], precision: Precision, expected: int
+) -> None:
+    convnet = FunctionalNetwork(name, shape, 10)
+    logits = in_precision(convnet, precision)
+    assert images_per_pass(logits, convnet.num_parameters, shape, 256) == expected
+    assert images_per_pass(logits, convnet.num_parameters, shape, 7) == 7
+
+
+def test_auto_compiles_long_work_on_cuda_alone() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [compiles("auto", cuda, steps) for steps in (49_999, 50_000)] == [False, True]
+    assert not compiles("auto", cpu, 10**9)
+    assert compiles("on", cpu, 1)
+    assert not compiles("off", cuda, 10**9)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not compiles("auto", cuda, 10**9)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -2,17 +2,25 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
-from lightning.pytorch import Callback
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from dd_lightning import evaluation
 from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter
 from dd_lightning.callbacks.evaluation import EvaluationPoint
+from dd_lightning.ensemble import CompiledEnsemble
+from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.report import summary
 from tests import small
 
 
@@ -221,3 +229,168 @@ def test_state_round_trip() -> None:
     assert second.points == first.points
     assert second.best("a").step == 0
     assert second.last("b").accuracies == (1.0,)
+
+
+def early(count: int | None = 1, **options: object) -> EvalCallback:
+    return small.evaluation(num_networks=3, early_networks=count, **options)
+
+
+@pytest.mark.parametrize("recipe", ["mtt", "idc"])
+def test_early_points_are_of_the_first_networks_and_the_last_one_of_all(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    # as networks too large for one batched pass are computed
+    monkeypatch.setattr(evaluation, "ensemble_pays", lambda *_: False)
+    options = {"recipe": recipe, "epochs": 8, "compare_random": True}
+    full, points = early(None, **options), early(1, **options)
+    logged(store, tmp_path / "full", full, steps=5)
+    events, folder, distilled = logged(store, tmp_path / "early", points, steps=5)
+    assert [(point.step, len(point.accuracies)) for point in points.points] == [(0, 1), (2, 1), (4, 1), (5, 3)]
+    for point, whole in zip(points.points, full.points, strict=True):
+        count = len(point.accuracies)
+        assert point.accuracies == whole.accuracies[:count]
+        assert point.validations == tuple(each[:count] for each in whole.validations)
+    assert points.last() == points.points[-1]
+    assert points.random_real is not None
+    assert len(points.random_real.accuracies) == 3
+    tag = f"eval/{small.NETWORK}"
+    assert curve(events, f"{tag}/num_networks") == [(0, 1), (2, 1), (4, 1), (5, 3)]
+    assert [step for step, _ in curve(events, f"{tag}/accuracy")] == [0, 2, 4, 5]
+    assert [step for step, _ in curve(events, f"{tag}/seconds")] == [0, 2, 4, 5]
+    assert [step for step, _ in curve(events, f"{tag}/accuracy_std")] == [5]  # one network has no deviation
+    for row, point in zip(rows(folder), points.points, strict=True):
+        count, nothing = len(point.accuracies), [""] * (3 - len(point.accuracies))
+        assert [row[f"accuracy_{i}"] for i in range(3)] == [*map(str, point.accuracies), *nothing]
+        assert row["num_networks"] == str(count)
+        assert row["std"] == (str(point.result.std) if count > 1 else "")
+        if recipe == "idc":
+            assert [row[f"best_validation_{i}"] for i in range(3)] == [*map(str, point.best_accuracies), *nothing]
+            assert (row["best_validation_std"] == "") == (count == 1)
+    last = summary(distilled.trainer, distilled, points)["networks"][small.NETWORK]["last"]
+    assert (last["step"], last["accuracies"]) == (5, list(full.last().accuracies))
+
+
+def test_two_early_networks_have_a_deviation(store: Path, tmp_path: Path) -> None:
+    points = early(2)
+    events, folder, _ = logged(store, tmp_path, points, steps=3)
+    assert [row["num_networks"] for row in rows(folder)] == ["2", "2", "3"]
+    deviations = [point.result.std for point in points.points]
+    assert [float(row["std"]) for row in rows(folder)] == deviations
+    found = curve(events, f"eval/{small.NETWORK}/accuracy_std")
+    assert [value for _, value in found] == pytest.approx(deviations, rel=1e-6)
+
+
+class Stop(Callback):
+    """End the run early, at a step of which nobody knew that it would be the last one."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        trainer.should_stop = trainer.global_step == 4
+
+
+def test_a_run_that_ends_early_ends_with_a_full_point(store: Path, tmp_path: Path) -> None:
+    points = early()
+    _, folder, _ = logged(store, tmp_path, points, Stop(), steps=9)
+    assert [(point.step, len(point.accuracies)) for point in points.points] == [(0, 1), (2, 1), (4, 3)]
+    assert [row["num_networks"] for row in rows(folder)] == ["1", "1", "3"]
+
+
+def test_a_resumed_run_goes_on_with_early_points(store: Path, tmp_path: Path) -> None:
+    whole, resumed = early(), early()
+    logged(store, tmp_path / "whole", whole, steps=5)
+    saved = tmp_path / "checkpoints"
+    with pytest.raises(small.KilledError):
+        logged(store, tmp_path / "b", early(), small.checkpoints(saved), small.Kill(4), steps=5)
+    last = saved / "step=3.ckpt"
+    _, folder, _ = logged(store, tmp_path / "b", resumed, small.checkpoints(saved), steps=5, ckpt_path=last)
+    assert [replace(p, seconds=0.0) for p in resumed.points] == [replace(p, seconds=0.0) for p in whole.points]
+    assert [row["num_networks"] for row in rows(folder)] == ["1", "1", "1", "3"]
+    # and one that is resumed without early points keeps those that it had
+    plain = early(None)
+    last = saved / "step=5.ckpt"
+    _, folder, _ = logged(store, tmp_path / "b", plain, small.checkpoints(saved), steps=7, ckpt_path=last)
+    assert [(point.step, len(point.accuracies)) for point in plain.points] == [(0, 1), (2, 1), (4, 1), (6, 3), (7, 3)]
+    assert plain.last().step == 7
+    assert [row["accuracy_2"] == "" for row in rows(folder)] == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_early_networks_are_some_of_all(count: int) -> None:
+    with pytest.raises(InputError, match=rf"early_networks is {count} and num_networks is 3; use 1 \.\. 3, or null"):
+        early(count)
+
+
+@pytest.mark.parametrize("vectorised", [True, False])
+def test_a_compiled_evaluation_is_the_same_up_to_rounding(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vectorised: bool
+) -> None:
+    """And it compiles before its first point, for early points and for full ones, and never again."""
+    compilations: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        compilations.append(graph)
+        return graph
+
+    monkeypatch.setattr(evaluation, "ensemble_pays", lambda *_: vectorised)
+    monkeypatch.setattr(CompiledEnsemble.__init__, "__defaults__", (backend,))
+    trained: list[torch.Tensor] = []
+    known: list[int] = []
+    test = evaluation.test_accuracies
+
+    def kept(thetas: torch.Tensor, *rest: Any) -> tuple[float, ...]:  # noqa: ANN401
+        trained.append(thetas.clone())
+        known.append(len(compilations))
+        return test(thetas, *rest)
+
+    monkeypatch.setattr(evaluation, "test_accuracies", kept)
+    logged(store, tmp_path / "eager", early(epochs=3), steps=3)
+    assert not compilations
+    logged(store, tmp_path / "compiled", early(epochs=3, compile="on"), steps=3)
+    # at once, 1 network is another shape than 3
+    assert known == [0] * 3 + [2 if vectorised else 1] * 3
+    assert [len(thetas) for thetas in trained] == [1, 1, 3] * 2
+    for eager, compiled in zip(trained[:3], trained[3:], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiler_that_fails_an_evaluation(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(*_: object) -> NoReturn:
+        raise RuntimeError("no C++ compiler\nmore lines")
+
+    eager = early()
+    logged(store, tmp_path / "off", eager, steps=1)
+    monkeypatch.setattr(CompiledEnsemble.__init__, "__defaults__", (backend,))
+    message = r"compile is 'on', but torch\.compile fails for the evaluation of .*; set evaluation\.compile: off$"
+    with pytest.raises(InputError, match=message):
+        logged(store, tmp_path / "on", early(compile="on"), steps=1)
+    monkeypatch.setattr(evaluation, "compiles", lambda *_: True)
+    auto = early(compile="auto")
+    with pytest.warns(UserWarning, match="fails for the evaluation of .*: going on without"):
+        logged(store, tmp_path / "auto", auto, steps=1)
+    assert [point.accuracies for point in auto.points] == [point.accuracies for point in eager.points]
+
+
+def test_an_evaluation_is_compiled_for_as_many_steps_as_the_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(evaluation, "compiles", lambda *arguments: asked.append(arguments))
+    network = FunctionalNetwork(small.NETWORK, small.SHAPE, small.CLASSES)
+    images, labels = torch.zeros(9, *small.SHAPE), torch.arange(9) % 3
+    recipe = evaluation.EvaluationRecipe(epochs=10, batch_size=4)  # three batches
+    found = evaluation.compiled_for_evaluation(images, labels, network, recipe, [5], "auto", 7, "compile")
+    assert found is network
+    assert asked == [("auto", images.device, 7 * 10 * 3)]
+
+
+@pytest.mark.parametrize(("steps", "trained"), [(4, [1, 1, 3]), (3, [1, 1, 3])])
+def test_the_last_step_is_evaluated_once(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, trained: list[int]
+) -> None:
+    counts: list[int] = []
+    test = evaluation.test_accuracies
+
+    def counted(thetas: torch.Tensor, *rest: Any) -> tuple[float, ...]:  # noqa: ANN401
+        counts.append(len(thetas))
+        return test(thetas, *rest)
+
+    monkeypatch.setattr(evaluation, "test_accuracies", counted)
+    logged(store, tmp_path, early(), steps=steps)
+    assert counts == trained

@@ -12,8 +12,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from dd_lightning.evaluation import EvaluationResult, evaluate_synthetic_set, get_recipe, mean_std
+from dd_lightning.ensemble import Network
+from dd_lightning.evaluation import (
+    EvaluationResult,
+    compiled_for_evaluation,
+    evaluate_synthetic_set,
+    get_recipe,
+    mean_std,
+)
 from dd_lightning.formats import write_atomically
+from dd_lightning.functional.compilation import Compile, compile_choice
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule, as_distillation
@@ -69,15 +77,21 @@ class EvalCallback(Callback):
         every_n_steps: Distance of the points; 100 in the MTT reference.
         networks: Architectures to train; null is the module's own.
         num_networks: Fresh networks per architecture and point; 5 in the literature.
+        early_networks: Fresh networks per architecture at the points before the last step, at most ``num_networks``:
+            the first ones of those, so a curve costs less and its end is what it would have been. A deviation is given
+            of two networks and more. Null is ``num_networks``.
         recipe: Published protocol: ``mtt``, or ``idc``.
         epochs: Epochs, if other than the protocol's.
         augmentation: DSA strategy, if other than the protocol's; "none" switches it off.
         split: Held-out data to test on: ``test``, or ``val`` where the data has a ``val_fraction``.
         compare_random: At the end, evaluate the same number of random real images by the same recipe and learning
             rate.
+        compile: Compile the networks' gradients, once in a run. It takes up to minutes, and the rounding is another
+            one. ``auto`` does so on CUDA alone, in runs of at least 50,000 steps of fresh networks (points x epochs x
+            batches), unless the Trainer is ``deterministic``; where it is impossible, the run goes on without.
 
     Raises:
-        InputError: If a number is below 1, the recipe is unknown, or there is no such split.
+        InputError: If a number is out of range, the recipe or ``compile`` is unknown, or there is no such split.
     """
 
     def __init__(
@@ -90,14 +104,23 @@ class EvalCallback(Callback):
         augmentation: str | None = None,
         split: Literal["test", "val"] = "test",
         compare_random: bool = True,
+        early_networks: int | None = None,
+        compile: Compile | bool = "off",
     ) -> None:
         if every_n_steps < 1 or num_networks < 1:
             raise InputError(
                 f"evaluation.every_n_steps is {every_n_steps} and num_networks is {num_networks}; both must be >= 1"
             )
+        if early_networks is not None and not 1 <= early_networks <= num_networks:
+            raise InputError(
+                f"evaluation.early_networks is {early_networks} and num_networks is {num_networks}; use 1 .. "
+                f"{num_networks}, or null for as many at every point"
+            )
         self.every_n_steps = every_n_steps
         self.network_specs = networks
         self.num_networks = num_networks
+        self.early_networks = early_networks
+        self.compile = compile_choice(compile)
         self.recipe = get_recipe(recipe, epochs, augmentation)
         self.split: Literal["test", "val"] = split
         self.compare_random = compare_random
@@ -105,6 +128,7 @@ class EvalCallback(Callback):
         self.random_real: EvaluationPoint | None = None
         self._networks: list[FunctionalNetwork] = []
         self._held_out: RealSet | None = None
+        self._computed: dict[str, Network] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Build the architectures: if they or the split do not exist, fail before the module trains experts."""
@@ -115,6 +139,7 @@ class EvalCallback(Callback):
         self._held_out = data.held_out(self.split).to(device)
         specs: Sequence[NetworkSpec] = self.network_specs or [module.network_spec]
         self._networks = [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]
+        self._computed = {}
         names = [network_name(spec) for spec in specs]
         if len(set(names)) < len(names):
             raise InputError(f"evaluation.networks is {names}; each architecture may be named once")
@@ -127,7 +152,7 @@ class EvalCallback(Callback):
         if self.points:
             self._write_csv(trainer)
         else:
-            self._evaluate(trainer, as_distillation(pl_module))
+            self._evaluate(trainer, as_distillation(pl_module), self._early)
 
     def on_train_batch_end(
         self,
@@ -140,19 +165,23 @@ class EvalCallback(Callback):
         """Evaluate every n-th step."""
         del outputs, batch, batch_idx
         if trainer.global_step % self.every_n_steps == 0:
-            self._evaluate(trainer, as_distillation(pl_module))
+            last = trainer.global_step == trainer.max_steps
+            self._evaluate(trainer, as_distillation(pl_module), self.num_networks if last else self._early)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the last step if it is not a point yet, compare with random real images, log the hparams."""
+        """Evaluate the last step if it is no full point yet, compare with random real images, log the hparams."""
         module = as_distillation(pl_module)
-        if not any(point.step == trainer.global_step for point in self.points):
-            self._evaluate(trainer, module)
+        last = [point for point in self.points if point.step == trainer.global_step]
+        if not last or any(len(point.accuracies) < self.num_networks for point in last):
+            # a run that was ended early, at a point, had not been told that it was its last step
+            self.points = [point for point in self.points if point.step != trainer.global_step]
+            self._evaluate(trainer, module, self.num_networks)
         if self.compare_random:
             # as many as are stored: what a budget of that many whole images is worth
             images = initial_images(module.real, module.ipc, "real", step_generator(module.seed, 0, "random-real"))
             labels = class_labels(module.datamodule.num_classes, module.ipc).to(images.device)
             self.random_real = self._train_and_test(
-                trainer, module, self._networks[0], images, labels, "random real images"
+                trainer, module, self._networks[0], images, labels, "random real images", self.num_networks
             )
         self._log_hyperparameters(trainer, module)
 
@@ -163,19 +192,31 @@ class EvalCallback(Callback):
         return sum(point.seconds for point in points)
 
     def last(self, network: str | None = None) -> EvaluationPoint:
-        """Return the last point of an architecture (of the first one, by default): the headline."""
+        """Return the last point of an architecture (of the first one, by default): the headline.
+
+        Where ``early_networks`` are fewer, it is the last one of all ``num_networks``, once there is one.
+        """
         name = network or self._networks[0].name
-        return [point for point in self.points if point.network == name][-1]
+        mine = [point for point in self.points if point.network == name]
+        return ([point for point in mine if len(point.accuracies) >= self.num_networks] or mine)[-1]
 
     def best(self, network: str | None = None) -> EvaluationPoint:
-        """Return the point of highest mean accuracy; looking at it on the test split is not a result."""
+        """Return the point of highest mean accuracy, of however many networks.
+
+        Looking at it on the test split is not a result.
+        """
         name = network or self._networks[0].name
         return max((p for p in self.points if p.network == name), key=lambda point: point.result.mean)
 
-    def _evaluate(self, trainer: Trainer, module: DistillationModule) -> None:
+    @property
+    def _early(self) -> int:
+        return self.num_networks if self.early_networks is None else self.early_networks
+
+    def _evaluate(self, trainer: Trainer, module: DistillationModule, count: int) -> None:
         images, targets = module.synthetic_set.decoded().detach(), module.synthetic_set.decoded_targets().detach()
         self.points += [
-            self._train_and_test(trainer, module, network, images, targets, "evaluation") for network in self._networks
+            self._train_and_test(trainer, module, network, images, targets, "evaluation", count)
+            for network in self._networks
         ]
         self._log(trainer, trainer.global_step)
         self._write_csv(trainer)
@@ -192,18 +233,30 @@ class EvalCallback(Callback):
         images: Tensor,
         targets: Tensor,
         what: str,
+        count: int,
     ) -> EvaluationPoint:
         if self._held_out is None:
             raise RuntimeError("EvalCallback.setup has not been called")
         # Gradients are needed here whatever hook calls, and the global random state is never touched.
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-        title = f"{what}: {self.num_networks} x {network.name}"
+        title = f"{what}: {count} x {network.name}"
         with (
-            module.memory_shortage_told(f"training {self.num_networks} x {network.name} ({what})", REMEDY),
+            module.memory_shortage_told(f"training {count} x {network.name} ({what})", REMEDY),
             torch.inference_mode(False),
             torch.enable_grad(),
             epoch_bar(title, self.recipe.epochs, shown) as on_epoch,
         ):
+            if network.name not in self._computed:
+                self._computed[network.name] = compiled_for_evaluation(
+                    images,
+                    targets,
+                    network,
+                    self.recipe,
+                    sorted({self._early, self.num_networks}),
+                    self.compile,
+                    trainer.max_steps // self.every_n_steps + 1,
+                    "evaluation.compile",
+                )
             result = evaluate_synthetic_set(
                 images,
                 targets,
@@ -211,11 +264,16 @@ class EvalCallback(Callback):
                 self._held_out,
                 network,
                 self.recipe,
-                self.num_networks,
+                count,
                 module.seed,
                 on_epoch,
+                self._computed[network.name],
             )
         return EvaluationPoint(trainer.global_step, network.name, result.accuracies, result.seconds, result.validations)
+
+    def _has_deviation(self, point: EvaluationPoint) -> bool:
+        """Tell whether a deviation says something: that of an early point's only network would be no spread at all."""
+        return self.early_networks is None or len(point.accuracies) > 1
 
     @property
     def _several_validations(self) -> bool:
@@ -227,10 +285,13 @@ class EvalCallback(Callback):
             so_far = [p.result.mean for p in self.points if p.network == point.network and p.step <= step]
             values |= {
                 f"eval/{point.network}/accuracy": point.result.mean,
-                f"eval/{point.network}/accuracy_std": point.result.std,
                 f"eval/{point.network}/accuracy_best": max(so_far),
                 f"eval/{point.network}/seconds": point.seconds,
             }
+            if self._has_deviation(point):
+                values[f"eval/{point.network}/accuracy_std"] = point.result.std
+            if self.early_networks is not None:
+                values[f"eval/{point.network}/num_networks"] = len(point.accuracies)
             if self._several_validations:
                 values[f"eval/{point.network}/accuracy_best_validation"] = mean_std(point.best_accuracies)[0]
         log_scalars(trainer, values, step)
@@ -255,16 +316,21 @@ class EvalCallback(Callback):
     def _csv(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        numbers = range(self.num_networks)
+        # one that is resumed may have had more networks before
+        columns = max([self.num_networks, *(len(point.accuracies) for point in self.points)])
+        numbers = range(columns)
+        counted = self.early_networks is not None
         best = ["best_validation_mean", "best_validation_std", *(f"best_validation_{i}" for i in numbers)]
         headings = ["step", "network", "mean", "std", "seconds", *(f"accuracy_{i}" for i in numbers)]
-        writer.writerow(headings + best * self._several_validations)
+        writer.writerow(headings + best * self._several_validations + ["num_networks"] * counted)
         for point in self.points:
-            result = point.result
-            values = [point.step, point.network, result.mean, result.std, point.seconds, *point.accuracies]
+            result, nothing = point.result, [""] * (columns - len(point.accuracies))
+            std = result.std if self._has_deviation(point) else ""
+            values = [point.step, point.network, result.mean, std, point.seconds, *point.accuracies, *nothing]
             if self._several_validations:
-                values += [*mean_std(point.best_accuracies), *point.best_accuracies]
-            writer.writerow(values)
+                mean, best_std = mean_std(point.best_accuracies)
+                values += [mean, best_std if self._has_deviation(point) else "", *point.best_accuracies, *nothing]
+            writer.writerow(values + [len(point.accuracies)] * counted)
         return text.getvalue()
 
     def state_dict(self) -> dict[str, Any]:

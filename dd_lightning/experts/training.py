@@ -6,8 +6,9 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -17,12 +18,23 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from dd_lightning.ensemble import ensemble_gradients, ensemble_logits, ensemble_pays
+from dd_lightning.compiling import compiles
+from dd_lightning.ensemble import (
+    Network,
+    compiled_or_plain,
+    ensemble_gradients,
+    ensemble_logits,
+    ensemble_pays,
+    images_per_pass,
+)
 from dd_lightning.formats.expert_store import ExpertAccuracies, ExpertIdentity, ExpertStore
 from dd_lightning.functional.augment import DSA, augment
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.precision import in_precision, tensor_float
 from dd_lightning.functional.random import step_generator
+from dd_lightning.memory import memory_shortage_told
 from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.progress import epoch_bar
 from dd_lightning.real import RealSet
 from dd_lightning.recipes import ExpertRecipe
 
@@ -61,6 +73,33 @@ def experts_together(device_type: str, vmappable: bool, pixels: int, memory: int
     return max(1, min(_MOST_ON_ACCELERATOR, memory // (2 * pixels * _BYTES_PER_PIXEL)))
 
 
+def micro_batch_of(network: FunctionalNetwork, recipe: ExpertRecipe, device_type: str, batch: int) -> int:
+    """Return how many images of a batch pass through an expert at once.
+
+    Args:
+        network: The architecture.
+        recipe: Training settings.
+        device_type: ``torch.device.type``.
+        batch: Images of the longest batch.
+
+    Raises:
+        InputError: If batches are to be cut, and the network has batch norm.
+    """
+    if recipe.micro_batch is None or (recipe.micro_batch != "auto" and recipe.micro_batch >= batch):
+        return batch
+    if recipe.micro_batch != "auto":
+        if network.uses_batch_statistics:
+            raise InputError(
+                f"the recipe's micro_batch is {recipe.micro_batch}, but network {network.name!r} has batch norm, which "
+                f"needs all {batch} images of a batch at once; set recipe.micro_batch: null, or use another norm"
+            )
+        return recipe.micro_batch
+    if device_type != "cpu" or network.uses_batch_statistics:
+        return batch
+    logits = in_precision(network, recipe.precision)
+    return images_per_pass(logits, network.num_parameters, network.image_shape, batch)
+
+
 class ExpertTraining(LightningModule):
     """Some experts, trained side by side by plain SGD on the mean cross-entropy.
 
@@ -83,6 +122,9 @@ class ExpertTraining(LightningModule):
         vectorised: Compute the experts as one batched pass, rather than one after another.
         flush_seconds: The files are written at the first end of an epoch this long after they were last
             written, and at the end.
+        computed: What is differentiated, such as the compiled network; left out, the network in the recipe's
+            precision.
+        piece: The most images of each expert in one pass; None for whole batches.
 
     Raises:
         InputError: If the experts do not have the same number of stored epochs, or a file cannot be read.
@@ -101,6 +143,8 @@ class ExpertTraining(LightningModule):
         held_out: RealSet | None = None,
         vectorised: bool = False,
         flush_seconds: float = 60.0,
+        computed: Network | None = None,
+        piece: int | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -114,7 +158,9 @@ class ExpertTraining(LightningModule):
         self.vectorised = vectorised
         self.images_seen = 0
         self.started = time.monotonic()
-        self._network = (network,)  # in a tuple, or Lightning would count it as a part of this module
+        self._network = network
+        self._computed = in_precision(network, recipe.precision) if computed is None else computed
+        self._piece = piece
         self._real = real
         self._held_out = held_out
         self._store = store
@@ -169,7 +215,7 @@ class ExpertTraining(LightningModule):
         self._real = self._real.to(self.device)
         if self._held_out is not None:
             self._held_out = self._held_out.to(self.device)
-        self._network = (self._network[0].to(self.device),)
+        self._network.to(self.device)
         self.started = self._flushed = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
@@ -203,7 +249,9 @@ class ExpertTraining(LightningModule):
             draw = self._augmentation.draw(generator, len(chosen), self._real.image_shape[1:])
             images.append(augment(self._real.images[chosen], draw))
             labels.append(self._real.labels[chosen])
-        gradients, logits = ensemble_gradients(self._network[0], list(self.experts), images, labels, self.vectorised)
+        gradients, logits = ensemble_gradients(
+            self._computed, list(self.experts), images, labels, self.vectorised, self._piece
+        )
         for weights, gradient in zip(self.experts, gradients, strict=True):
             weights.grad = gradient
         self._optimizer().step()
@@ -263,12 +311,12 @@ class ExpertTraining(LightningModule):
     def _held_out_accuracies(self, weights: Tensor) -> list[float]:
         if self._held_out is None:
             return []
-        size = self.recipe.batch_size
+        size = self._piece or self.recipe.batch_size
         correct = torch.zeros(len(self.ids), device=self.device)
         for images, labels in zip(
             torch.split(self._held_out.images, size), torch.split(self._held_out.labels, size), strict=True
         ):
-            predicted = ensemble_logits(self._network[0], weights, images, self.vectorised).argmax(2)
+            predicted = ensemble_logits(self._computed, weights, images, self.vectorised).argmax(2)
             correct += (predicted == labels).sum(1)
         result: list[float] = (correct.double() / len(self._held_out)).tolist()
         return result
@@ -370,33 +418,85 @@ def train_experts(
         return
     target = torch.device(device) if device is not None else None
     with _undisturbed():
-        trainer = _trainer(target, epochs, None)
-        root = trainer.strategy.root_device
-        pixels = min(recipe.batch_size, len(real)) * real.image_shape[1] * real.image_shape[2]
+        root = _trainer(target, epochs, None).strategy.root_device
+        batch = min(recipe.batch_size, len(real))
+        pixels = batch * real.image_shape[1] * real.image_shape[2]
         memory = torch.cuda.mem_get_info(root)[1] if root.type == "cuda" else None
         count = together or experts_together(root.type, network.vmappable, pixels, memory)
         vectorised = count > 1 and network.vmappable and ensemble_pays(root.type, pixels)
-        for stored in sorted(waiting, reverse=True):  # those that are nearly done come first
-            for start in range(0, len(waiting[stored]), count):
+        piece = micro_batch_of(network, recipe, root.type, batch)
+        groups = [
+            waiting[stored][start : start + count]
+            for stored in sorted(waiting, reverse=True)  # those that are nearly done come first
+            for start in range(0, len(waiting[stored]), count)
+        ]
+        computed: Network = in_precision(network, recipe.precision)
+        remedy = (
+            "set a smaller recipe.batch_size"
+            if network.uses_batch_statistics
+            else f"set recipe.micro_batch below {piece}, or a smaller recipe.batch_size"
+        )
+        with (
+            tensor_float(recipe.precision, root),
+            memory_shortage_told(f"training {min(count, num_experts)} x {network.name} as experts", None, remedy),
+        ):
+            # of the whole job, stored or not: what was interrupted goes on as it began
+            steps = num_experts * epochs * -(-len(real) // recipe.batch_size)
+            if compiles(recipe.compile, root, steps):
+                network.to(root)
+                sizes = {len(group) for group in groups} if vectorised else {1}
+                lengths = _pass_lengths(len(real), batch, piece)
+                shapes = [(size, length) for size in sorted(sizes) for length in lengths]
+                warm_up = partial(_warm_up, network.initial(0).to(root), network.image_shape, shapes, vectorised)
+                with epoch_bar("compiling the experts' step", len(shapes), progress_bar) as on_shape:
+                    computed = compiled_or_plain(
+                        computed, partial(warm_up, on_shape), recipe.compile, "the experts' step", "recipe.compile"
+                    )
+            for group in groups:
                 module = ExpertTraining(
                     network,
                     real,
                     store,
                     identity,
                     recipe,
-                    waiting[stored][start : start + count],
+                    group,
                     epochs,
                     held_out=held_out,
                     vectorised=vectorised,
                     flush_seconds=flush_seconds,
+                    computed=computed,
+                    piece=piece,
                 )
                 bar = ExpertProgressBar(last_id) if progress_bar else None
                 trainer = _trainer(target, epochs - module.start_epoch, bar)
                 try:
                     trainer.fit(module, train_dataloaders=range(module.steps_per_epoch))
-                except (KeyboardInterrupt, SystemExit):
+                except (KeyboardInterrupt, SystemExit, RuntimeError, MemoryError):
                     module.flush()
                     raise
+
+
+def _pass_lengths(images: int, batch: int, piece: int) -> list[int]:
+    """Return the different numbers of images that passes of an epoch have."""
+    lengths = {batch, images % batch or batch}
+    return sorted({min(piece, length) for length in lengths} | {length % piece for length in lengths} - {0})
+
+
+def _warm_up(
+    theta: Tensor,
+    image_shape: tuple[int, int, int],
+    shapes: list[tuple[int, int]],
+    vectorised: bool,
+    on_shape: Callable[[int], None] | None,
+    computed: Network,
+) -> None:
+    """Take one pass of every (experts, images)."""
+    for done, (size, length) in enumerate(shapes, 1):
+        images = torch.zeros(size, length, *image_shape, device=theta.device)
+        labels = torch.zeros(size, length, dtype=torch.int64, device=theta.device)
+        ensemble_gradients(computed, [theta] * size, images, labels, vectorised)
+        if on_shape is not None:
+            on_shape(done)
 
 
 def _stored_epochs(store: ExpertStore, id: int) -> int:

@@ -3,8 +3,9 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from dd_lightning.experts import ExpertProgressBar, ExpertTraining, experts_together, train_experts
+from dd_lightning.ensemble import CompiledEnsemble
+from dd_lightning.experts import (
+    ExpertProgressBar,
+    ExpertTraining,
+    experts_together,
+    micro_batch_of,
+    train_experts,
+    training,
+)
 from dd_lightning.formats import ExpertIdentity, ExpertStore
 from dd_lightning.functional.augment import DSA, augment
 from dd_lightning.functional.errors import InputError
@@ -413,3 +422,162 @@ def test_experts_trained_on_cuda_are_those_of_the_host(train: Train) -> None:
     host, cuda = train("host", 3, 1, recipe), train("cuda", 3, 1, recipe, device="cuda:0", held_out=HELD_OUT)
     for id in range(3):
         torch.testing.assert_close(whole(cuda, id), whole(host, id), rtol=1e-3, atol=1e-3)
+
+
+CUT = replace(MOMENTUM, micro_batch=5)  # batches of 16, the last one of an epoch of 2
+
+
+def test_pieces_of_batches_train_the_same_experts(train: Train) -> None:
+    whole_batches = train("whole", 2, 3, held_out=HELD_OUT)
+    for together in (1, 2):
+        cut = train(f"cut {together}", 2, 3, CUT, together=together, held_out=HELD_OUT)
+        for id in range(2):
+            assert not torch.equal(whole(cut, id), whole(whole_batches, id))  # or nothing was cut
+            torch.testing.assert_close(whole(cut, id), whole(whole_batches, id), rtol=1e-5, atol=1e-5)
+            found, expected = (store.metadata(id).accuracies for store in (cut, whole_batches))
+            assert found.train == pytest.approx(expected.train, abs=1.5 / COUNT)
+    large = train("large", 2, 3, replace(MOMENTUM, micro_batch=16), held_out=HELD_OUT)
+    # and on a host, of small images, nothing is cut unasked
+    null = train("null", 2, 3, replace(MOMENTUM, micro_batch=None), held_out=HELD_OUT)
+    for id in range(2):
+        contents = {store.file(id).read_bytes() for store in (large, null, whole_batches)}
+        assert len(contents) == 1
+
+
+def test_automatic_pieces_are_of_hosts_and_of_networks_without_batch_norm() -> None:
+    convnet, batch_norm = (FunctionalNetwork(f"ConvNet-3{norm}", (3, 32, 32), 10) for norm in ("", "-BN"))
+    recipe = ExpertRecipe()
+    assert micro_batch_of(convnet, recipe, "cpu", 256) == 16
+    assert micro_batch_of(convnet, recipe, "cuda", 256) == 256
+    assert micro_batch_of(batch_norm, recipe, "cpu", 256) == 256
+    assert micro_batch_of(convnet, replace(recipe, precision="bfloat16"), "cpu", 256) == 32
+    assert micro_batch_of(convnet, replace(recipe, micro_batch=None), "cpu", 256) == 256
+    assert micro_batch_of(convnet, replace(recipe, micro_batch=3), "cuda", 256) == 3
+    assert micro_batch_of(batch_norm, replace(recipe, micro_batch=256), "cpu", 256) == 256
+    with pytest.raises(
+        InputError, match=r"micro_batch is 255, .* needs all 256 images .*; set recipe\.micro_batch: null"
+    ):
+        micro_batch_of(batch_norm, replace(recipe, micro_batch=255), "cpu", 256)
+
+
+class Compiler:
+    """A backend that compiles to eager code, which takes a second, and counts."""
+
+    def __init__(self) -> None:
+        self.compilations = self.calls = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.compilations += 1
+
+        def run(*args: Any) -> Any:  # noqa: ANN401
+            self.calls += 1
+            return graph(*args)
+
+        return run
+
+
+@pytest.mark.parametrize(
+    ("together", "recipe", "shapes", "passes"), [(2, MOMENTUM, 2, 4), (1, CUT, 3, 13)], ids=["at once", "in pieces"]
+)
+def test_compiled_experts_are_the_same_up_to_rounding_and_interrupted_to_the_last_bit(
+    train: Train, monkeypatch: pytest.MonkeyPatch, together: int, recipe: ExpertRecipe, shapes: int, passes: int
+) -> None:
+    compiler = Compiler()
+    monkeypatch.setattr(CompiledEnsemble.__init__, "__defaults__", (compiler,))
+    eager = train("eager", 2, 2, recipe, together=together)
+    assert compiler.calls == 0
+    on = replace(recipe, compile="on")
+    known: list[int] = []
+    begin = ExpertTraining.on_train_start
+
+    def note(self: ExpertTraining) -> None:
+        known.append(compiler.compilations)
+        begin(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExpertTraining, "on_train_start", note)
+        store = train("compiled", 2, 2, on, together=together)
+    # all before the first group of experts: batches of 16 and of 2, in pieces of 5, 1 and 2
+    groups = 2 // together
+    assert known == [shapes] * groups
+    assert compiler.compilations == shapes
+    assert compiler.calls == shapes + groups * 2 * passes
+    for id in range(2):
+        torch.testing.assert_close(whole(store, id), whole(eager, id), rtol=1e-4, atol=1e-4)
+    train("resumed", 2, 1, on, together=together)
+    resumed = train("resumed", 2, 2, on, together=together)
+    for id in range(2):
+        assert resumed.file(id).read_bytes() == store.file(id).read_bytes()
+    finished = store.file(0).read_bytes()
+    train("compiled", 2, 2, replace(on, compile="off"))  # the store may hold both
+    assert store.file(0).read_bytes() == finished
+
+
+def test_a_compiler_that_fails_is_told_or_done_without(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(*_: object) -> NoReturn:
+        raise RuntimeError("no C++ compiler\nmore lines")
+
+    eager = train("eager", 1, 1)
+    monkeypatch.setattr(CompiledEnsemble.__init__, "__defaults__", (backend,))
+    message = r"^compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set recipe\.compile: off$"
+    with pytest.raises(InputError, match=message):
+        train("on", 1, 1, replace(MOMENTUM, compile="on"))
+    monkeypatch.setattr(training, "compiles", lambda *_: True)
+    with pytest.warns(UserWarning, match="torch.compile fails for the experts' step .*: going on without"):
+        store = train("auto", 1, 1, replace(MOMENTUM, compile="auto"))
+    assert store.file(0).read_bytes() == eager.file(0).read_bytes()
+
+
+def test_layers_in_bfloat16_and_the_rest_in_float32(train: Train, network: FunctionalNetwork) -> None:
+    recipe = ExpertRecipe(lr=0.05, batch_size=64, augmentation="none", precision="bfloat16")
+    store = train("low", 1, 2, recipe, together=1)
+    for epoch in range(2):  # of one step each
+        theta = store.rows(0, [epoch])[0]
+        rows = torch.randperm(COUNT, generator=step_generator(recipe.seed, epoch, "expert-0/batches"))
+        leaf = theta.clone().requires_grad_()
+        logits = network(leaf.to(torch.bfloat16), REAL.images[rows].to(torch.bfloat16))
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits.float(), REAL.labels[rows]), leaf)
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(store.rows(0, [epoch + 1])[0], theta - 0.05 * gradient, rtol=1e-6, atol=1e-7)
+    full = train("full", 1, 2, replace(recipe, precision="float32"), together=1)
+    (start, low), (_, exact) = (each.rows(0, [0, 2]) for each in (store, full))
+    assert 1e-4 < (low - exact).norm() / (exact - start).norm() < 0.1
+
+
+def test_a_store_holds_experts_of_one_precision(train: Train) -> None:
+    train("a", 1, 1)
+    with pytest.raises(InputError, match=r"recipe\.precision = None, this run has 'bfloat16'"):
+        train("a", 2, 1, replace(MOMENTUM, precision="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "norm", "remedy"),
+    [
+        (MOMENTUM, "", "set recipe.micro_batch below 16, or a smaller recipe.batch_size"),
+        (CUT, "", "set recipe.micro_batch below 5, or a smaller recipe.batch_size"),
+        (MOMENTUM, "-BN", "set a smaller recipe.batch_size"),
+    ],
+)
+def test_out_of_memory_is_one_line_and_loses_no_finished_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: ExpertRecipe, norm: str, remedy: str
+) -> None:
+    network = FunctionalNetwork(f"ConvNet-1-W4{norm}", SHAPE, CLASSES)
+    identity = ExpertIdentity.of(network, recipe, 3, fingerprint="f", dataset="patterns")
+    stores = {name: ExpertStore(tmp_path / name) for name in ("whole", "short")}
+    options: dict[str, Any] = {"device": "cpu", "progress_bar": False, "together": 1}
+    train_experts(network, REAL, stores["whole"], identity, recipe, 1, 3, **options)
+    step = ExpertTraining.training_step
+
+    def failing(self: ExpertTraining, batch: int, batch_idx: int) -> None:
+        if (self.epoch, batch) == (2, 1):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nmore lines")
+        step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExpertTraining, "training_step", failing)
+        with pytest.raises(InputError) as caught:
+            train_experts(network, REAL, stores["short"], identity, recipe, 1, 3, **options)
+    assert str(caught.value) == f"memory ran out while training 1 x {network.name} as experts; {remedy}"
+    assert stores["short"].epochs(0) == 2
+    train_experts(network, REAL, stores["short"], identity, recipe, 1, 3, **options)
+    assert stores["short"].file(0).read_bytes() == stores["whole"].file(0).read_bytes()

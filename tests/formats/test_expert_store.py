@@ -243,6 +243,9 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
         ({"momentum": 1.0}, "expert momentum is 1.0"),
         ({"weight_decay": -1.0}, "expert weight_decay is -1.0"),
         ({"batch_size": 0}, "expert batch_size is 0"),
+        ({"precision": "float16"}, "expert precision is 'float16'; use one of float32, tf32, bfloat16"),
+        ({"compile": "fast"}, "compile is 'fast'; use one of auto, on, off"),
+        ({"micro_batch": 0}, "expert micro_batch is 0; use at least 1 image, auto, or null"),
     ],
 )
 def test_recipe_refuses_values_out_of_range(change: dict[str, Any], message: str) -> None:
@@ -253,6 +256,23 @@ def test_recipe_refuses_values_out_of_range(change: dict[str, Any], message: str
 def test_recipe_names_its_length_only_where_it_matters() -> None:
     assert ExpertRecipe().describe(5) == ExpertRecipe().describe(9)
     assert ExpertRecipe(lr_decay=True).describe(5) != ExpertRecipe(lr_decay=True).describe(9)
+
+
+def test_of_what_came_later_a_recipe_names_what_changes_an_expert() -> None:
+    plain: dict[str, object] = {
+        "lr": 0.01,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "batch_size": 256,
+        "lr_decay": False,
+        "seed": 0,
+    }
+    plain |= {"augmentation": "color_crop_cutout_flip_scale_rotate"}  # as stores have it that are older
+    assert ExpertRecipe().describe(5) == plain
+    assert ExpertRecipe(compile="on", micro_batch=4).describe(5) == plain
+    for precision in ("tf32", "bfloat16"):
+        assert ExpertRecipe(precision=precision).describe(5) == plain | {"precision": precision}
+    assert [ExpertRecipe(compile=value).compile for value in (True, False)] == ["on", "off"]
 
 
 def test_of_several_files_none_is_replaced_unless_all_are_written(
