@@ -54,7 +54,12 @@ def ensemble_pays(device_type: str, pixels: int) -> bool:
 
 
 def images_per_pass(
-    network: Network, num_parameters: int, image_shape: tuple[int, int, int], batch: int, limit: int = CACHE_BYTES
+    network: Network,
+    num_parameters: int,
+    image_shape: tuple[int, int, int],
+    batch: int,
+    limit: int = CACHE_BYTES,
+    forward: bool = False,
 ) -> int:
     """Return how many images of a batch to pass through a network at once on a host.
 
@@ -68,6 +73,7 @@ def images_per_pass(
         image_shape: ``(C, H, W)``.
         batch: Images of a batch.
         limit: Bytes that the images of one pass may add to its peak.
+        forward: Whether a pass gives logits alone, without a gradient.
 
     Returns:
         A power of two, so that usual batches make equal pieces; or the whole batch, if that is no more, or if a pass
@@ -82,7 +88,11 @@ def images_per_pass(
 
     def probe(count: int) -> None:
         images, labels = torch.zeros(count, *image_shape), torch.zeros(count, dtype=torch.int64)
-        ensemble_gradients(network, [torch.zeros(num_parameters)], [images], [labels], vectorised=False)
+        thetas = [torch.zeros(num_parameters)]
+        if forward:
+            ensemble_logits(network, thetas, images, vectorised=False)
+        else:
+            ensemble_gradients(network, thetas, [images], [labels], vectorised=False)
 
     model = memory_model(probe)
     if 2 * model.peak(0) > limit:
