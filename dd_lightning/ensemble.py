@@ -24,8 +24,8 @@ REPAYING_STEPS = 50_000
 """Steps from which ``compile: auto`` compiles, on CUDA: a minute is 1.2 ms for each of so many."""
 
 CACHE_BYTES = 36 * 2**20
-"""What one pass may hold so that a processor with tens of MiB of cache need not wait for its memory: the limit was the
-fastest of several for ConvNet-3 of widths 32 and 128 on 32 MiB of cache."""
+"""What one pass may hold so that a processor with tens of MiB of cache need not wait for its memory: the limit was
+among the fastest for ConvNet-3 of widths 32 and 128 on 32 MiB of cache."""
 
 _HOST_PIXELS = 4096
 
