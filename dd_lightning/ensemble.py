@@ -20,8 +20,8 @@ Derivative = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(theta, images, labels) -> the gradient of the mean cross-entropy by theta, and the logits."""
 
 CACHE_BYTES = 36 * 2**20
-"""What one pass may hold so that a processor with tens of MiB of cache need not wait for its memory: the limit was the
-fastest of several for ConvNet-3 of widths 32 and 128 on 32 MiB of cache."""
+"""What one pass may hold so that a processor with tens of MiB of cache need not wait for its memory: the limit was
+among the fastest for ConvNet-3 of widths 32 and 128 on 32 MiB of cache."""
 
 _HOST_PIXELS = 4096
 
@@ -50,7 +50,12 @@ def ensemble_pays(device_type: str, pixels: int) -> bool:
 
 
 def images_per_pass(
-    network: Network, num_parameters: int, image_shape: tuple[int, int, int], batch: int, limit: int = CACHE_BYTES
+    network: Network,
+    num_parameters: int,
+    image_shape: tuple[int, int, int],
+    batch: int,
+    limit: int = CACHE_BYTES,
+    forward: bool = False,
 ) -> int:
     """Return how many images of a batch to pass through a network at once on a host.
 
@@ -64,6 +69,7 @@ def images_per_pass(
         image_shape: ``(C, H, W)``.
         batch: Images of a batch.
         limit: Bytes that the images of one pass may add to its peak.
+        forward: Whether a pass gives logits alone, without a gradient.
 
     Returns:
         A power of two, so that usual batches make equal pieces; or the whole batch, if that is no more, or if a pass
@@ -78,7 +84,11 @@ def images_per_pass(
 
     def probe(count: int) -> None:
         images, labels = torch.zeros(count, *image_shape), torch.zeros(count, dtype=torch.int64)
-        ensemble_gradients(network, [torch.zeros(num_parameters)], [images], [labels], vectorised=False)
+        thetas = [torch.zeros(num_parameters)]
+        if forward:
+            ensemble_logits(network, thetas, images, vectorised=False)
+        else:
+            ensemble_gradients(network, thetas, [images], [labels], vectorised=False)
 
     model = memory_model(probe)
     if 2 * model.peak(0) > limit:

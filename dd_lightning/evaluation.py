@@ -16,6 +16,7 @@ from dd_lightning.ensemble import (
     ensemble_gradients,
     ensemble_logits,
     ensemble_pays,
+    images_per_pass,
 )
 from dd_lightning.functional.compilation import Compile
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
@@ -26,7 +27,7 @@ from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.real import RealSet
 
 TEST_BATCH = 512
-"""Held-out images per forward pass: memory, not the result, depends on it."""
+"""The most held-out images of a forward pass: on a host fewer, if so many do not fit the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,10 @@ def test_accuracies(thetas: Tensor, network: FunctionalNetwork, held_out: RealSe
     metrics = [MulticlassAccuracy(held_out.num_classes, average="micro").to(device) for _ in thetas]
     pixels = TEST_BATCH * held_out.image_shape[-2] * held_out.image_shape[-1]
     vectorised = network.vmappable and ensemble_pays(device.type, pixels)
-    for images, labels in zip(held_out.images.split(TEST_BATCH), held_out.labels.split(TEST_BATCH), strict=True):
+    size = TEST_BATCH
+    if device.type == "cpu" and not network.uses_batch_statistics:
+        size = images_per_pass(network, network.num_parameters, held_out.image_shape, TEST_BATCH, forward=True)
+    for images, labels in zip(held_out.images.split(size), held_out.labels.split(size), strict=True):
         logits = ensemble_logits(network, thetas, images, vectorised)
         for metric, output in zip(metrics, logits, strict=True):
             metric.update(output, labels)

@@ -41,7 +41,7 @@ class ExpertRecipe:
         micro_batch: The most images that pass through an expert at once. A batch is then computed in pieces,
             which is exact up to rounding, and not possible with batch norm. ``auto``: on a host, as many images
             as keep what one pass holds near the processor (36 MiB by the estimate; 16 images of 32 x 32 for
-            ConvNet-3), which is nearly twice as fast as whole batches; on accelerators whole batches. Null:
+            ConvNet-3), which was 1.6 times as fast as whole batches; on accelerators whole batches. Null:
             always whole batches.
 
     Raises:

@@ -179,6 +179,8 @@ def test_images_of_a_pass_follow_from_shapes(
     logits = in_precision(convnet, precision)
     assert images_per_pass(logits, convnet.num_parameters, shape, 256) == expected
     assert images_per_pass(logits, convnet.num_parameters, shape, 7) == 7
+    # without a gradient, a pass holds less
+    assert images_per_pass(logits, convnet.num_parameters, shape, 512, forward=True) >= min(512, 2 * expected)
 
 
 def test_auto_compiles_long_work_on_cuda_alone() -> None:

@@ -1,6 +1,7 @@
 """Evaluation against a slow loop of ordinary modules and optimisers."""
 
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from dd_lightning import evaluation
+from dd_lightning.ensemble import ensemble_logits, images_per_pass
 from dd_lightning.evaluation import (
     RECIPES,
     EvaluationRecipe,
@@ -354,6 +356,25 @@ def test_accuracy_in_several_batches(network: FunctionalNetwork, monkeypatch: py
     assert list(whole) == pytest.approx(by_hand)
     monkeypatch.setattr(evaluation, "TEST_BATCH", 7)
     assert evaluation.test_accuracies(thetas, network, held_out) == whole
+
+
+@pytest.mark.parametrize(("name", "sizes"), [(NAME, [16, 16, 16, 12]), (f"{NAME}-BN", [60])])
+def test_images_of_a_test_pass_fit_the_cache_unless_they_are_normalised_together(
+    monkeypatch: pytest.MonkeyPatch, name: str, sizes: list[int]
+) -> None:
+    tested = FunctionalNetwork(name, small.SHAPE, small.CLASSES)
+    thetas, held_out = tested.initial(0)[None], small.data().test
+    expected = evaluation.test_accuracies(thetas, tested, held_out)
+    limited, seen = partial(images_per_pass, limit=2**16), []
+
+    def watched(network: FunctionalNetwork, thetas: Tensor, images: Tensor, vectorised: bool) -> Tensor:
+        seen.append(len(images))
+        return ensemble_logits(network, thetas, images, vectorised)
+
+    monkeypatch.setattr(evaluation, "images_per_pass", limited)
+    monkeypatch.setattr(evaluation, "ensemble_logits", watched)
+    assert evaluation.test_accuracies(thetas, tested, held_out) == expected
+    assert seen == sizes
 
 
 def test_mean_and_population_deviation() -> None:
