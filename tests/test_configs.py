@@ -349,7 +349,13 @@ def test_dynadistill_is_the_papers(name: str, capsys: pytest.CaptureFixture[str]
     resolved = _resolved("fit", capsys, name, "dynadistill")
     plain = _resolved("fit", capsys, name)
     expected = {"num_candidates": 3, "temperature": 0.5, "pool_size": 10, "every_n_steps": 1}
-    assert resolved.pop("selection")["init_args"] == {**expected, "favor": "high_loss", "normalize": "none"}
+    economies = {"refresh_per_step": None, "score_steps": None}
+    assert resolved.pop("selection")["init_args"] == {
+        **expected,
+        **economies,
+        "favor": "high_loss",
+        "normalize": "none",
+    }
     assert plain.pop("selection") is None
     assert resolved == plain  # the whole difference is the overlay
 
