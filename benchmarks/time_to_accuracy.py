@@ -135,6 +135,7 @@ def run(args: argparse.Namespace) -> Run:
         max_epochs=1,
         max_steps=args.steps or config["trainer"]["max_steps"],
         num_sanity_val_steps=0,
+        default_root_dir=args.folder,  # where the evaluation writes its table
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
