@@ -282,7 +282,7 @@ def compiled_for_evaluation(
         network: The architecture.
         recipe: The protocol.
         counts: How many networks an evaluation may train.
-        choice: Whether to compile; see :func:`dd_lightning.ensemble.compiles`. Steps are those of one evaluation, in
+        choice: Whether to compile; see :func:`dd_lightning.compiling.compiles`. Steps are those of one evaluation, in
             which all networks take theirs together, times ``evaluations``.
         evaluations: How many there will be in the whole run.
         option: Name of the option, for messages.

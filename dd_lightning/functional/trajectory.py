@@ -248,14 +248,14 @@ class _Piece(NamedTuple):
 def _blocks(steps: Sequence[InnerStep], micro_batch: int | None, images: Tensor) -> list[list[_Piece]]:
     """Cut the steps into pieces, in their order, and collect whole batches in blocks that are augmented together."""
     blocks: list[list[_Piece]] = []
-    room = 0  # none is left by a piece: whoever cuts batches has no memory to spare
+    room = 0
     for index, step in enumerate(steps):
         pieces = step.pieces(micro_batch)
         for position, (share, part) in enumerate(pieces):
             size = len(part.indices) * images[0].nbytes
-            if size > room:
+            if size > room or len(pieces) > 1:  # whoever cuts batches has no memory to spare
                 blocks.append([])
-                room = AUGMENTED_TOGETHER if len(pieces) == 1 else size
+                room = AUGMENTED_TOGETHER if len(pieces) == 1 else 0
             room -= size
             blocks[-1].append(_Piece(index, share, *part, position == 0, position == len(pieces) - 1))
     return blocks

@@ -58,8 +58,8 @@ class TrajectoryMatching(MatchingObjective):
             may choose other kernels in another process); where it is impossible, the run goes on without. ``off`` is
             the default because the gain has been measured on a host alone.
         precision: What the student's layers compute in: ``float32``; ``tf32``, on CUDA alone; or ``bfloat16``. Its
-            parameters, their updates and the matching loss are in float32. The image gradient of a single step in
-            bfloat16 was 10 % off (``benchmarks/precision.py``).
+            parameters, their updates and the matching loss are in float32. In bfloat16 the image gradient was 5 to 8 %
+            off on CIFAR-10 (``benchmarks/precision.py``).
 
     Raises:
         InputError: If a number is out of range, or the strategy or ``compile`` is unknown.
