@@ -67,7 +67,7 @@ def main() -> None:
             low, high = zip(*((m - s, m + s) for m, s in zip(mean, std, strict=True)), strict=True)
             axes.fill_between(steps, low, high, alpha=0.2)
     if baselines:
-        axes.axhline(sum(baselines) / len(baselines), color="grey", linestyle="--", label="random real images")
+        axes.axhline(sum(baselines) / len(baselines), color="gray", linestyle="--", label="random real images")
     axes.set_xlabel("distillation step")
     axes.set_ylabel("held-out accuracy (%)")
     axes.set_title(args.title)

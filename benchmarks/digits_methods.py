@@ -5,7 +5,7 @@
 It can run in pieces (``--methods dm --seeds 0``): rows of ``--out`` that this call does not measure stay as they are,
 and the table is of all of them. MTT's experts are shared by all runs: they belong to the data, not to a run's seed.
 
-``start`` is the accuracy at step 0, which tells the initialisation's share. The gain is distilled minus random real
+``start`` is the accuracy at step 0, which tells the initialization's share. The gain is distilled minus random real
 images, as many as are stored, paired by seed and number of the network. Its 95 % interval is Student's over all pairs;
 since the networks of one seed share their images, the pairs are not independent and it is too narrow for new seeds.
 """
@@ -23,8 +23,8 @@ import torch
 from accuracy_curves import hardware, read_curve
 from scipy.stats import t as student
 
-from dd_lightning.cli import main as dd_lightning
-from dd_lightning.evaluation import mean_std
+from dd_lightning.cli.main import main as dd_lightning
+from dd_lightning.training.evaluation import mean_std
 
 METHODS = {
     "mtt": ("MTT", "configs/quickstart.yaml"),

@@ -1,7 +1,7 @@
 """Time to train the fresh networks of one evaluation together, against training one after another.
 
 The textbook is a loop over networks, each an ordinary module with ``torch.optim.SGD``, images that lie on the device
-and a vectorised augmentation. Recipe ``mtt`` with fewer epochs, for ratios are what counts; test passes apart. Variants
+and a vectorized augmentation. Recipe ``mtt`` with fewer epochs, for ratios are what counts; test passes apart. Variants
 take turns over several rounds in one process, and ratios are medians over rounds of the ratio within a round, for the
 machine's speed drifts.
 
@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import vector_to_parameters
 
-from dd_lightning import evaluation
-from dd_lightning.ensemble import CompiledEnsemble
-from dd_lightning.evaluation import EvaluationRecipe, get_recipe, train_fresh_networks
 from dd_lightning.functional.augment import DSA, augment
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork, build_network
-from dd_lightning.real import RealSet
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training import evaluation
+from dd_lightning.training.evaluation import EvaluationRecipe, get_recipe, train_fresh_networks
+from dd_lightning.training.parallel_networks import CompiledNetwork
 
 RATE = 0.01
 CASES = {
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace, case: str) -> dict[str, Any]:
         "together": lambda: train_fresh_networks(images, labels, RATE, network, recipe, args.networks, 0),
     }
     if args.compile:
-        compiled = CompiledEnsemble(network)
+        compiled = CompiledNetwork(network)
         runs["together, compiled"] = lambda: train_fresh_networks(
             images, labels, RATE, network, recipe, args.networks, 0, computed=compiled
         )
@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace, case: str) -> dict[str, Any]:
     base = next(iter(runs))
 
     def test() -> Tensor:
-        return torch.tensor(evaluation.test_accuracies(thetas[base], network, held_out))
+        return torch.tensor(evaluation.accuracies_of(thetas[base], network, held_out))
 
     runs["one test"] = test
     rounds: list[dict[str, float]] = []

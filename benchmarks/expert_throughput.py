@@ -1,6 +1,6 @@
 """Images per second of expert training against a plain training loop.
 
-The plain loop is a textbook one: an ordinary module, ``torch.optim.SGD``, data that lie on the device and a vectorised
+The plain loop is a textbook one: an ordinary module, ``torch.optim.SGD``, data that lie on the device and a vectorized
 augmentation of each batch. Ours is the whole of what trains an expert: the Trainer, the step, and the end of an epoch
 with its copy of the weights. Both draw the same augmentations. Variants take turns over several rounds in one process,
 and ratios are medians over rounds of the ratio within a round, for the machine's speed drifts.
@@ -26,15 +26,15 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import vector_to_parameters
 
-from dd_lightning.ensemble import CompiledEnsemble, Network
-from dd_lightning.experts import ExpertTraining, micro_batch_of
-from dd_lightning.formats import ExpertIdentity, ExpertStore
+from dd_lightning.execution.precision import in_precision
 from dd_lightning.functional.augment import DSA, augment
-from dd_lightning.functional.precision import in_precision
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork, build_network
-from dd_lightning.real import RealSet
-from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
+from dd_lightning.training.experts import ExpertTraining, micro_batch_of
+from dd_lightning.training.parallel_networks import CompiledNetwork, Network
+from dd_lightning.training.recipes import ExpertRecipe
 
 PLAIN = "plain loop"
 
@@ -53,7 +53,7 @@ class Ours:
         self.piece = micro_batch_of(network, recipe, real.images.device.type, recipe.batch_size)
         self.computed: Network = in_precision(network, recipe.precision)
         if recipe.compile == "on":
-            self.computed = CompiledEnsemble(self.computed)
+            self.computed = CompiledNetwork(self.computed)
         self.identity = ExpertIdentity.of(network, recipe, 1, fingerprint="noise", dataset="noise")
 
     def __call__(self) -> torch.Tensor:

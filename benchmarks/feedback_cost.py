@@ -39,14 +39,14 @@ from step_cost import hardware
 from torch import Tensor
 
 from dd_lightning.callbacks import TrajectorySelectionCallback
-from dd_lightning.evaluation import evaluate_synthetic_set, get_recipe, mean_std
 from dd_lightning.functional.random import StepContext
 from dd_lightning.functional.trajectory import trajectory_loss
 from dd_lightning.module import DistillationModule, as_distillation
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import TrajectoryMatching
 from dd_lightning.pools import PoolSetup, TrajectoryPool
-from dd_lightning.synthetic import SyntheticSet
+from dd_lightning.sets.synthetic import SyntheticSet
+from dd_lightning.training.evaluation import evaluate_synthetic_set, get_recipe, mean_std
 
 CONFIG = Path("configs/quickstart.yaml")
 RANKED_STEPS = (1, 2, 5, 10)

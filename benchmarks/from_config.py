@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from dd_lightning.data import DistillationDataModule
+from dd_lightning.datamodules import DistillationDataModule
 from dd_lightning.module import DistillationModule
 
 

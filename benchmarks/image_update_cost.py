@@ -32,8 +32,9 @@ from dd_lightning.networks import FunctionalNetwork, build_network
 from dd_lightning.objectives import GradientMatching
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.pools import LiveNetwork
-from dd_lightning.real import RealSet
-from dd_lightning.synthetic import SyntheticSet, class_labels
+from dd_lightning.sets.initial import class_labels
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.synthetic import SyntheticSet
 
 VARIANTS = (
     "textbook loop",

@@ -25,16 +25,16 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from dd_lightning.functional.compilation import Compile
+from dd_lightning.execution.compile import Compile
+from dd_lightning.execution.precision import Precision
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix
 from dd_lightning.functional.policies import augment_in_turn
-from dd_lightning.functional.precision import Precision
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.objectives import GradientMatching
 from dd_lightning.pools import NetworkPool, PoolSetup
-from dd_lightning.real import RealSet
-from dd_lightning.recipes import NetworkRecipe
-from dd_lightning.synthetic import class_labels
+from dd_lightning.sets.initial import class_labels
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training.recipes import NetworkRecipe
 
 TEXTBOOK = "textbook loops"
 VARIANTS: dict[str, tuple[Compile, Precision, int]] = {

@@ -15,9 +15,9 @@ import torch
 from step_cost import commit, hardware
 from torch import Tensor
 
-from dd_lightning.data import CIFAR10DataModule
+from dd_lightning.datamodules import CIFAR10DataModule
+from dd_lightning.execution.precision import Precision
 from dd_lightning.functional.augment import DSA
-from dd_lightning.functional.precision import Precision
 from dd_lightning.functional.products import gradient
 from dd_lightning.functional.random import step_generator
 from dd_lightning.functional.trajectory import (
@@ -29,7 +29,7 @@ from dd_lightning.functional.trajectory import (
     unroll_adjoint,
 )
 from dd_lightning.networks import FunctionalNetwork, training_loss
-from dd_lightning.synthetic import class_labels, initial_images
+from dd_lightning.sets.initial import class_labels, initial_images
 
 
 def segment(network: FunctionalNetwork, images: Tensor, labels: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -26,14 +26,14 @@ import matplotlib as mpl
 import torch
 from step_cost import adjoint_step, hardware, peak_above_start
 
-from dd_lightning.experts import train_experts
-from dd_lightning.formats import ExpertIdentity, ExpertStore
+from dd_lightning.execution.compiled_loss import CompiledLoss, compiled_order
 from dd_lightning.functional.augment import DSA
-from dd_lightning.functional.products import CompiledLoss, compiled_order
 from dd_lightning.functional.trajectory import InnerStep, permuted_batches
 from dd_lightning.networks import FunctionalNetwork, training_loss
-from dd_lightning.real import RealSet
-from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
+from dd_lightning.training.experts import train_experts
+from dd_lightning.training.recipes import ExpertRecipe
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -214,14 +214,14 @@ def _draw_axis(axis: str, points: Sequence[Point], panel: Any) -> dict[str, Any]
         (line,) = memory.plot(values, megabytes, "s", linestyle=style, color="tab:red", markersize=4)
         handles[f"peak memory, {variant}"] = line
         base = seconds[values.index(BASE[axis])]
-        (line,) = panel.plot(values, [linear(axis, v, base) for v in values], linestyle=":", color="grey")
+        (line,) = panel.plot(values, [linear(axis, v, base) for v in values], linestyle=":", color="gray")
         handles["seconds if cost were proportional, from the base setting"] = line
     for scale in (panel, memory):
         scale.set_yscale("log")
         low, high = scale.get_ylim()
         if high / low < 10:  # a flat line is to look flat
-            centre = (low * high) ** 0.5
-            scale.set_ylim(centre / 10**0.5, centre * 10**0.5)
+            center = (low * high) ** 0.5
+            scale.set_ylim(center / 10**0.5, center * 10**0.5)
         scale.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         scale.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         scale.yaxis.set_minor_locator(mpl.ticker.NullLocator())

@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dd_lightning.ensemble import ensemble_pays
+from dd_lightning.execution.compiled_loss import CompiledLoss, compiled_order
 from dd_lightning.functional.augment import DSA, augment
-from dd_lightning.functional.products import CompiledLoss, Loss, Order, compiled_order
+from dd_lightning.functional.products import Loss, Order
 from dd_lightning.functional.trajectory import (
     InnerStep,
     permuted_batches,
@@ -39,6 +39,7 @@ from dd_lightning.functional.trajectory import (
     unroll_together,
 )
 from dd_lightning.networks import FunctionalNetwork, training_loss
+from dd_lightning.training.parallel_networks import batching_pays
 
 VARIANTS = (
     "plain unroll",
@@ -77,8 +78,8 @@ def adjoint_step(
     """Score the candidates, together where that pays, then differentiate the first one."""
     starts = [start for start, _ in candidates]
     pixels = len(steps[0].indices) * images.shape[-2] * images.shape[-1]
-    vectorised = len(candidates) > 1 and ensemble_pays(images.device.type, pixels)
-    paths = unroll_together(loss, starts, lr.detach(), images.detach(), labels, steps, vectorised=vectorised)
+    vectorized = len(candidates) > 1 and batching_pays(images.device.type, pixels)
+    paths = unroll_together(loss, starts, lr.detach(), images.detach(), labels, steps, vectorized=vectorized)
     (start, target), path = candidates[0], paths[0]
     del paths
     cotangent = trajectory_loss_gradient(path[-1], start, target)

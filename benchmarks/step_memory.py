@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 import torch
 from step_cost import hardware, peak_above_start
 
+from dd_lightning.execution.memory import GIB, MemoryPart
 from dd_lightning.functional.random import StepContext
-from dd_lightning.memory import GIB, MemoryPart
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import TrajectoryMatching
 from dd_lightning.pools import TrajectorySegment
-from dd_lightning.real import RealSet
-from dd_lightning.synthetic import SyntheticSet, class_labels
+from dd_lightning.sets.initial import class_labels
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.synthetic import SyntheticSet
 
 CLASSES, SHAPE, REAL_IMAGES = 100, (3, 32, 32), 50_000
 

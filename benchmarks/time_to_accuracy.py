@@ -38,9 +38,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from step_cost import hardware
 
 from dd_lightning.callbacks import EvalCallback, TrajectorySelectionCallback
-from dd_lightning.cost import peak_memory_bytes
-from dd_lightning.evaluation import mean_std
+from dd_lightning.execution.memory import peak_memory_bytes
 from dd_lightning.module import as_distillation
+from dd_lightning.training.evaluation import mean_std
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -212,9 +212,9 @@ def draw(record: Mapping[str, Any], title: str, out: Path) -> None:
         axes.plot(seconds, [100 * m for m in mean], marker="o", markersize=3, color=color, label=label)
         low, high = zip(*((100 * (m - s), 100 * (m + s)) for m, s in zip(mean, std, strict=True)), strict=True)
         axes.fill_between(seconds, low, high, color=color, alpha=0.15)
-    axes.axvspan(0, record["seconds_data"], color="grey", alpha=0.3, label="reading and preparing the data")
-    axes.axvspan(record["seconds_data"], shared, color="grey", alpha=0.12, label="training experts")
-    axes.axhline(record["goal"], color="grey", linestyle="--", label=f"goal: {record['goal']:g} %")
+    axes.axvspan(0, record["seconds_data"], color="gray", alpha=0.3, label="reading and preparing the data")
+    axes.axvspan(record["seconds_data"], shared, color="gray", alpha=0.12, label="training experts")
+    axes.axhline(record["goal"], color="gray", linestyle="--", label=f"goal: {record['goal']:g} %")
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds from the raw images, without evaluations")
     axes.set_ylabel("held-out accuracy (%)")

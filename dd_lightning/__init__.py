@@ -1,7 +1,7 @@
 """Dataset distillation for PyTorch Lightning."""
 
 from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter, TrajectorySelectionCallback
-from dd_lightning.data import (
+from dd_lightning.datamodules import (
     CIFAR10DataModule,
     CIFAR100DataModule,
     DatasetDataModule,
@@ -12,8 +12,6 @@ from dd_lightning.data import (
     MNISTDataModule,
     SVHNDataModule,
 )
-from dd_lightning.evaluation import EvaluationRecipe, evaluate_synthetic_set
-from dd_lightning.formats import load_synthetic, save_synthetic
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import (
@@ -23,7 +21,9 @@ from dd_lightning.objectives import (
     TrajectoryMatching,
 )
 from dd_lightning.pools import NetworkPool, TrajectoryPool
-from dd_lightning.recipes import ExpertRecipe, NetworkRecipe
+from dd_lightning.sets.synthetic_file import load_synthetic, save_synthetic
+from dd_lightning.training.evaluation import EvaluationRecipe, evaluate_synthetic_set
+from dd_lightning.training.recipes import ExpertRecipe, NetworkRecipe
 from dd_lightning.version import __version__
 
 __all__ = [

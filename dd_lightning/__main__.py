@@ -1,6 +1,6 @@
 """``python -m dd_lightning`` is ``dd-lightning``."""
 
-from dd_lightning.cli import main
+from dd_lightning.cli.main import main
 
 if __name__ == "__main__":
     main()

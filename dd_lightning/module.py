@@ -2,41 +2,33 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from dd_lightning.colors import color_space_from_tensors
-from dd_lightning.cost import peak_memory_bytes
-from dd_lightning.data import DistillationDataModule
-from dd_lightning.experts import train_experts
-from dd_lightning.formats import ExpertIdentity, ExpertStore
+from dd_lightning.datamodules import DistillationDataModule
+from dd_lightning.execution.memory import MemoryEstimate, MemoryPart, explain_oom, peak_memory_bytes
+from dd_lightning.functional.distances import step_per_iteration
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation, FormationKind
-from dd_lightning.functional.matching import step_per_iteration
 from dd_lightning.functional.random import StepContext, step_generator
-from dd_lightning.memory import MemoryEstimate, MemoryPart, memory_shortage_told
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
 from dd_lightning.objectives import MatchingObjective, ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup
-from dd_lightning.real import RealSet
-from dd_lightning.recipes import ExpertRecipe
-from dd_lightning.sampling import Features
-from dd_lightning.scalars import log_scalars, logs_now
-from dd_lightning.synthetic import (
-    Initialisation,
-    LabelKind,
-    SyntheticSet,
-    check_initial,
-    class_labels,
-    initial_images,
-)
+from dd_lightning.sets.class_batches import Features
+from dd_lightning.sets.color_spaces import color_space_from_tensors
+from dd_lightning.sets.initial import Initialization, check_initial, class_labels, initial_images
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.synthetic import LabelKind, SyntheticSet
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
+from dd_lightning.training.experts import train_experts
+from dd_lightning.training.recipes import ExpertRecipe
 
 ImageSpace = Literal["network", "pixels"]
 
@@ -47,7 +39,7 @@ DEFAULT_STEPS = 2000
 class DistillationModule(LightningModule):
     """Dataset distillation: learns a few images per class by one matching objective.
 
-    One batch is one optimiser step is one distillation step t. Without a selection callback each step learns from one
+    One batch is one optimizer step is one distillation step t. Without a selection callback each step learns from one
     candidate drawn uniformly from the pool: the base method.
 
     Args:
@@ -60,7 +52,7 @@ class DistillationModule(LightningModule):
             a training image. 1 is none; IDC uses 2 for CIFAR.
         formation: ``single`` cuts by ``factor`` alone, ``multi`` by 1, 2, ..., ``factor``; ``single`` in IDC.
         image_space: Where images are stored and learned: as networks see them, or as ``pixels`` in [0, 1] that are
-            normalised on their way to a network, as in IDC and DREAM. Learning rates belong to one or the other.
+            normalized on their way to a network, as in IDC and DREAM. Learning rates belong to one or the other.
         init: Start from ``real`` images (the MTT reference's default), from the real images nearest to the centroids of
             ``kmeans`` (DREAM), or from ``noise``.
         labels: ``hard``, or ``soft``: logits taken from the experts (DATM).
@@ -93,7 +85,7 @@ class DistillationModule(LightningModule):
         factor: int = 1,
         formation: FormationKind = "single",
         image_space: ImageSpace = "network",
-        init: Initialisation = "real",
+        init: Initialization = "real",
         labels: LabelKind = "hard",
         image_lr: float = 100.0,
         student_lr: float = 0.01,
@@ -136,7 +128,7 @@ class DistillationModule(LightningModule):
         self.ipc = ipc
         self.formation = Formation(factor, formation)
         self.image_space: ImageSpace = image_space
-        self.init_kind: Initialisation = init
+        self.init_kind: Initialization = init
         self.label_kind: LabelKind = labels
         self.image_lr = image_lr
         self.initial_student_lr = student_lr
@@ -234,10 +226,10 @@ class DistillationModule(LightningModule):
         """Return the randomness of the current step."""
         return StepContext(self.seed, self.global_step, self.global_rank)
 
-    def draw_candidates(self, count: int, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
-        """Draw distinct candidates from the pool, distinct also from those ``beside`` which they are to stand."""
+    def draw_candidates(self, count: int, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
+        """Draw distinct candidates from the pool, distinct also from those ``exclude`` which they are to stand."""
         self._begin_step()
-        return self.pool.draw(count, self.context(), beside)
+        return self.pool.draw(count, self.context(), exclude)
 
     def generations(self, keys: Sequence[CandidateKey]) -> list[int]:
         """Return the pool's :meth:`~CandidatePool.generation` of candidates, as this step finds them."""
@@ -253,7 +245,7 @@ class DistillationModule(LightningModule):
         """
         self._begin_step()
         sole = len(keys) == 1 if sole is None else sole
-        with self.memory_shortage_told("scoring", self.memory_remedy):
+        with self.explain_oom("scoring", self.memory_remedy):
             candidates = [self.pool.load(key) for key in keys]
             scored = self.objective.score_all(self.synthetic_set, self.real, self.network, candidates, self._draw, sole)
         self.candidate_evaluations += len(scored)
@@ -269,7 +261,7 @@ class DistillationModule(LightningModule):
             steps: How many of the objective's ``inner_steps``.
         """
         self._begin_step()
-        with self.memory_shortage_told("scoring", self.memory_remedy):
+        with self.explain_oom("scoring", self.memory_remedy):
             candidates = [self.pool.load(key) for key in keys]
             begun = self.objective.score_begun(
                 self.synthetic_set, self.real, self.network, candidates, self._draw, steps
@@ -279,7 +271,7 @@ class DistillationModule(LightningModule):
 
     def completed(self, begun: ScoredCandidate, steps: int) -> ScoredCandidate:
         """Return a candidate that was scored by its first ``steps`` inner steps, scored by all of them."""
-        with self.memory_shortage_told("scoring", self.memory_remedy):
+        with self.explain_oom("scoring", self.memory_remedy):
             scored = self.objective.completed(self.synthetic_set, self.real, self.network, begun)
         self.candidate_evaluations += 1 - steps / (self.objective.inner_steps or steps)
         return scored
@@ -306,12 +298,12 @@ class DistillationModule(LightningModule):
         if self._skipped:
             self.skipped_steps += 1
             return None
-        with self.memory_shortage_told("computing the gradient", self.memory_remedy):
+        with self.explain_oom("computing the gradient", self.memory_remedy):
             return self.objective.loss(self.synthetic_set, self.network, scored)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Lightning's own signature)
         """Compute the gradient by the images."""
-        with self.memory_shortage_told("computing the gradient", self.memory_remedy):
+        with self.explain_oom("computing the gradient", self.memory_remedy):
             super().backward(loss, *args, **kwargs)
 
     def expect_candidates(self, count: int) -> None:
@@ -324,14 +316,14 @@ class DistillationModule(LightningModule):
         several = self._candidates_per_step > 1
         return self.objective.memory_remedy + (", or fewer selection.num_candidates" if several else "")
 
-    def memory_shortage_told(self, doing: str, remedy: str) -> AbstractContextManager[None]:
+    def explain_oom(self, doing: str, remedy: str) -> AbstractContextManager[None]:
         """Return a context in which a failed allocation becomes an InputError of one line.
 
         Args:
             doing: What is done in it.
             remedy: What a person can do about it.
         """
-        return memory_shortage_told(f"{doing} at step {self.global_step}", self.memory_estimate, remedy)
+        return explain_oom(f"{doing} at step {self.global_step}", self.memory_estimate, remedy)
 
     def _begin_step(self) -> None:
         """Do, once per step, what must happen between two steps; at the start, so that no checkpoint misses it."""
@@ -339,7 +331,7 @@ class DistillationModule(LightningModule):
             return
         self._begun_step = self.global_step
         if self._refresh_due is not None:
-            with self.memory_shortage_told("updating the pool", "set a smaller pool.recipe.batch_size"):
+            with self.explain_oom("updating the pool", "set a smaller pool.recipe.batch_size"):
                 self.pool.refresh(*self._refresh_due, self.context())
             self._reference, self._refresh_due = self._refresh_due[0], None
         synthetic = self.synthetic_set
@@ -347,7 +339,7 @@ class DistillationModule(LightningModule):
             synthetic.student_lr.fill_(self.student_lr)
             if self.clamp and self.outer_iteration is not None:
                 torch.clamp(synthetic.images, *self._valid_pixels(), out=synthetic.images.detach())
-        with self.memory_shortage_told("drawing", self.memory_remedy):
+        with self.explain_oom("drawing", self.memory_remedy):
             self._draw = self.objective.draw(
                 synthetic, self.real, self.network, self._reference_candidate, self.context()
             )
@@ -466,7 +458,7 @@ class DistillationModule(LightningModule):
             self.trainer.strategy.root_device.type,
         )
 
-    def _initial_set(self, real: RealSet, init: Initialisation) -> SyntheticSet:
+    def _initial_set(self, real: RealSet, init: Initialization) -> SyntheticSet:
         space = self.datamodule.space
         images = initial_images(
             real, self.ipc, init, step_generator(self.seed, 0, "initial"), self.formation, self._pool_features
@@ -660,3 +652,19 @@ def as_distillation(module: LightningModule) -> DistillationModule:
     if not isinstance(module, DistillationModule):
         raise InputError(f"the callback is attached to {type(module).__name__}; it needs a DistillationModule")
     return module
+
+
+def log_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
+    """Write values to all loggers at x = ``step``.
+
+    ``LightningModule.log`` would write them at the next logging interval's x, and repeat them at later ones.
+    """
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(values), step=step)
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Tell whether the Trainer's ``log_every_n_steps`` asks for this step's values."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # one of Lightning's connectors sets it
+    return every > 0 and trainer.global_step % every == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dd_lightning.cli import main
+from dd_lightning.cli.main import main
 from tests import small
 from tests.small import Cli
 

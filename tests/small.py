@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from dd_lightning.callbacks import EvalCallback, TrajectorySelectionCallback
-from dd_lightning.cli import main
-from dd_lightning.data import DatasetDataModule
-from dd_lightning.formats import load_synthetic
+from dd_lightning.cli.main import main
+from dd_lightning.datamodules import DatasetDataModule
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import GradientMatching, TrajectoryMatching
 from dd_lightning.pools import NetworkPool, TrajectoryPool
-from dd_lightning.recipes import ExpertRecipe, NetworkRecipe
+from dd_lightning.sets.synthetic_file import load_synthetic
+from dd_lightning.training.recipes import ExpertRecipe, NetworkRecipe
 
 NETWORK, CLASSES, SHAPE = "ConvNet-1-W4", 3, (1, 8, 8)
 EXPERTS, EPOCHS = 4, 3

@@ -11,16 +11,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import dd_lightning.module
-from dd_lightning.cli import DistillationCLI, main
-from dd_lightning.formats import ExpertStore
+from dd_lightning.cli.main import DistillationCLI, main
 from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.policies import AugmentationPolicy
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
 from dd_lightning.pools import NetworkPool, TrajectoryPool
-from dd_lightning.recipes import NetworkRecipe
-from dd_lightning.synthetic import initial_images
+from dd_lightning.sets.initial import initial_images
+from dd_lightning.training.expert_store import ExpertStore
+from dd_lightning.training.recipes import NetworkRecipe
 from tests.generated_cifar import write_cifar10, write_cifar100
 from tests.generated_mnist import write_mnist
 

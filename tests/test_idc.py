@@ -14,9 +14,9 @@ from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import build_network
 from dd_lightning.objectives import GradientMatching
 from dd_lightning.pools import NetworkPool
-from dd_lightning.recipes import NetworkRecipe
-from dd_lightning.sampling import shuffled_class_batches
-from dd_lightning.synthetic import decode_images
+from dd_lightning.sets.class_batches import shuffled_class_batches
+from dd_lightning.sets.synthetic import decode_images
+from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
 
 SEED, INNER_LOOP, STEPS = 5, 3, 8  # two outer iterations and most of a third
@@ -120,4 +120,4 @@ def test_a_pool_of_one_network_that_lives_an_inner_loop_is_idc_bit_for_bit(tmp_p
     for found, expected in zip(images_after.after, seen, strict=True):
         assert torch.equal(found, expected)
     assert min(clamped[1:]) > 0
-    assert distilled.pool.scalars() == {"pool/mean_age": 1.0, "pool/reinitialised": 2.0}
+    assert distilled.pool.scalars() == {"pool/mean_age": 1.0, "pool/reinitialized": 2.0}

@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from dd_lightning import sampling, synthetic
 from dd_lightning.callbacks import SyntheticSetWriter
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching
 from dd_lightning.pools import NetworkPool
-from dd_lightning.real import RealSet
+from dd_lightning.sets import class_batches as sampling
+from dd_lightning.sets import synthetic
+from dd_lightning.sets.real import RealSet
 from tests import small
 
 Learned = tuple[Tensor, ...]
@@ -60,7 +61,7 @@ def run(
     small.fit(folder, distilled, *callbacks, *extra, steps=STEPS, ckpt_path=ckpt_path)
     pool = distilled.pool
     assert isinstance(pool, NetworkPool)
-    assert pool.scalars()["pool/reinitialised"] >= 1  # or the kill points at their ends would show nothing
+    assert pool.scalars()["pool/reinitialized"] >= 1  # or the kill points at their ends would show nothing
     return *small.learned(distilled), *pool.state_dict()["thetas"]
 
 

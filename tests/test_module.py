@@ -19,7 +19,7 @@ from dd_lightning.functional.random import StepContext
 from dd_lightning.module import DEFAULT_STEPS, DistillationModule
 from dd_lightning.objectives import ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import CandidateKey, TrajectoryPool, TrajectorySegment
-from dd_lightning.synthetic import class_labels
+from dd_lightning.sets.initial import class_labels
 from tests import small
 
 
@@ -50,7 +50,7 @@ def recorded(store: Path, folder: Path, steps: int = 4, **options: Any) -> tuple
     return distilled, record, small.fit(folder, distilled, record, steps=steps)
 
 
-def test_one_batch_is_one_optimiser_step_is_one_step(store: Path, tmp_path: Path) -> None:
+def test_one_batch_is_one_optimizer_step_is_one_step(store: Path, tmp_path: Path) -> None:
     distilled, record, trainer = recorded(store, tmp_path, steps=5)
     assert trainer.global_step == record.optimizer_steps == 5
     assert len(record.before) == 5 + 1

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dd_lightning.data import DatasetDataModule
+from dd_lightning.datamodules import DatasetDataModule
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation, FormationKind, pack
@@ -26,8 +26,8 @@ from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching, ScoredCandidate, TrajectoryMatching
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.pools import Candidate, NetworkPool, TrajectoryPool, TrajectorySegment
-from dd_lightning.recipes import NetworkRecipe
-from dd_lightning.synthetic import SyntheticSet
+from dd_lightning.sets.synthetic import SyntheticSet
+from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
 
 
@@ -359,7 +359,7 @@ def test_terms_and_ages_are_logged(tmp_path: Path) -> None:
     assert min(features) > 0
     # limits 2 and 4, then 4: ages (0, 0), (1, 1), (0, 2), (1, 3), (2, 0), (3, 1)
     assert curve(found, "pool/mean_age") == list(enumerate([0.0, 1.0, 1.0, 2.0, 1.0, 2.0]))
-    assert curve(found, "pool/reinitialised") == list(enumerate([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]))
+    assert curve(found, "pool/reinitialized") == list(enumerate([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]))
     plain = events(tmp_path / "plain", small.network_module(), steps=1)
     assert not [tag for tag in plain.Tags()["scalars"] if tag.endswith("_distance")]  # the loss itself
 

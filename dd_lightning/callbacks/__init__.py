@@ -2,6 +2,6 @@
 
 from dd_lightning.callbacks.evaluation import EvalCallback, EvaluationPoint
 from dd_lightning.callbacks.selection import TrajectorySelectionCallback
-from dd_lightning.callbacks.synthetic_writer import SyntheticSetWriter
+from dd_lightning.callbacks.writer import SyntheticSetWriter
 
 __all__ = ["EvalCallback", "EvaluationPoint", "SyntheticSetWriter", "TrajectorySelectionCallback"]

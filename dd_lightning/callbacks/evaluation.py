@@ -12,24 +12,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from dd_lightning.ensemble import Network
-from dd_lightning.evaluation import (
+from dd_lightning.execution.compile import Compile, compile_choice
+from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.random import step_generator
+from dd_lightning.module import DistillationModule, as_distillation, log_scalars
+from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
+from dd_lightning.sets.atomic_write import write_atomically
+from dd_lightning.sets.initial import class_labels, initial_images
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training.evaluation import (
     EvaluationResult,
     compiled_for_evaluation,
     evaluate_synthetic_set,
     get_recipe,
     mean_std,
 )
-from dd_lightning.formats import write_atomically
-from dd_lightning.functional.compilation import Compile, compile_choice
-from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.random import step_generator
-from dd_lightning.module import DistillationModule, as_distillation
-from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
-from dd_lightning.progress import epoch_bar
-from dd_lightning.real import RealSet
-from dd_lightning.scalars import log_scalars
-from dd_lightning.synthetic import class_labels, initial_images
+from dd_lightning.training.parallel_networks import Network
+from dd_lightning.training.progress import epoch_bar
 
 REMEDY = "set smaller evaluation.num_networks, or smaller evaluation.networks"
 """What a person can do where an evaluation needs more memory than there is."""
@@ -77,9 +76,9 @@ class EvalCallback(Callback):
         every_n_steps: Distance of the points; 100 in the MTT reference.
         networks: Architectures to train; null is the module's own.
         num_networks: Fresh networks per architecture and point; 5 in the literature.
-        early_networks: Fresh networks per architecture at the points before the last step, at most ``num_networks``:
-            the first ones of those, so a curve costs less and its end is what it would have been. A deviation is given
-            of two networks and more. Null is ``num_networks``.
+        num_networks_intermediate: Fresh networks per architecture at the points before the last step, at most
+            ``num_networks``: the first ones of those, so a curve costs less and its end is what it would have been. A
+            deviation is given of two networks and more. Null is ``num_networks``.
         recipe: Published protocol: ``mtt``, or ``idc``.
         epochs: Epochs, if other than the protocol's.
         augmentation: DSA strategy, if other than the protocol's; "none" switches it off.
@@ -104,22 +103,22 @@ class EvalCallback(Callback):
         augmentation: str | None = None,
         split: Literal["test", "val"] = "test",
         compare_random: bool = True,
-        early_networks: int | None = None,
+        num_networks_intermediate: int | None = None,
         compile: Compile | bool = "off",
     ) -> None:
         if every_n_steps < 1 or num_networks < 1:
             raise InputError(
                 f"evaluation.every_n_steps is {every_n_steps} and num_networks is {num_networks}; both must be >= 1"
             )
-        if early_networks is not None and not 1 <= early_networks <= num_networks:
+        if num_networks_intermediate is not None and not 1 <= num_networks_intermediate <= num_networks:
             raise InputError(
-                f"evaluation.early_networks is {early_networks} and num_networks is {num_networks}; use 1 .. "
-                f"{num_networks}, or null for as many at every point"
+                f"evaluation.num_networks_intermediate is {num_networks_intermediate} and num_networks is "
+                f"{num_networks}; use 1 .. {num_networks}, or null for as many at every point"
             )
         self.every_n_steps = every_n_steps
         self.network_specs = networks
         self.num_networks = num_networks
-        self.early_networks = early_networks
+        self.num_networks_intermediate = num_networks_intermediate
         self.compile = compile_choice(compile)
         self.recipe = get_recipe(recipe, epochs, augmentation)
         self.split: Literal["test", "val"] = split
@@ -194,7 +193,7 @@ class EvalCallback(Callback):
     def last(self, network: str | None = None) -> EvaluationPoint:
         """Return the last point of an architecture (of the first one, by default): the headline.
 
-        Where ``early_networks`` are fewer, it is the last one of all ``num_networks``, once there is one.
+        Where ``num_networks_intermediate`` are fewer, it is the last one of all ``num_networks``, once there is one.
         """
         name = network or self._networks[0].name
         mine = [point for point in self.points if point.network == name]
@@ -210,7 +209,7 @@ class EvalCallback(Callback):
 
     @property
     def _early(self) -> int:
-        return self.num_networks if self.early_networks is None else self.early_networks
+        return self.num_networks if self.num_networks_intermediate is None else self.num_networks_intermediate
 
     def _evaluate(self, trainer: Trainer, module: DistillationModule, count: int) -> None:
         images, targets = module.synthetic_set.decoded().detach(), module.synthetic_set.decoded_targets().detach()
@@ -241,7 +240,7 @@ class EvalCallback(Callback):
         shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
         title = f"{what}: {count} x {network.name}"
         with (
-            module.memory_shortage_told(f"training {count} x {network.name} ({what})", REMEDY),
+            module.explain_oom(f"training {count} x {network.name} ({what})", REMEDY),
             torch.inference_mode(False),
             torch.enable_grad(),
             epoch_bar(title, self.recipe.epochs, shown) as on_epoch,
@@ -273,7 +272,7 @@ class EvalCallback(Callback):
 
     def _has_deviation(self, point: EvaluationPoint) -> bool:
         """Tell whether a deviation says something: that of an early point's only network would be no spread at all."""
-        return self.early_networks is None or len(point.accuracies) > 1
+        return self.num_networks_intermediate is None or len(point.accuracies) > 1
 
     @property
     def _several_validations(self) -> bool:
@@ -290,7 +289,7 @@ class EvalCallback(Callback):
             }
             if self._has_deviation(point):
                 values[f"eval/{point.network}/accuracy_std"] = point.result.std
-            if self.early_networks is not None:
+            if self.num_networks_intermediate is not None:
                 values[f"eval/{point.network}/num_networks"] = len(point.accuracies)
             if self._several_validations:
                 values[f"eval/{point.network}/accuracy_best_validation"] = mean_std(point.best_accuracies)[0]
@@ -319,7 +318,7 @@ class EvalCallback(Callback):
         # one that is resumed may have had more networks before
         columns = max([self.num_networks, *(len(point.accuracies) for point in self.points)])
         numbers = range(columns)
-        counted = self.early_networks is not None
+        counted = self.num_networks_intermediate is not None
         best = ["best_validation_mean", "best_validation_std", *(f"best_validation_{i}" for i in numbers)]
         headings = ["step", "network", "mean", "std", "seconds", *(f"accuracy_{i}" for i in numbers)]
         writer.writerow(headings + best * self._several_validations + ["num_networks"] * counted)

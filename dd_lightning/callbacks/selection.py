@@ -11,10 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.selection import Favor, Normalize, entropy, sample_index, selection_probabilities
-from dd_lightning.module import DistillationModule, as_distillation
+from dd_lightning.module import DistillationModule, as_distillation, log_scalars, logs_now
 from dd_lightning.objectives import ScoredCandidate
 from dd_lightning.pools import CandidateKey
-from dd_lightning.scalars import log_scalars, logs_now
 
 REPORT_AFTER = 10
 """Selections after which the effective number of candidates is reported, once."""
@@ -52,7 +51,7 @@ class TrajectorySelectionCallback(Callback):
       hardly ever be met again; hence it is the group that persists. How long a candidate is in it depends neither on
       its loss nor on whether it is chosen: the pool is still drawn from uniformly, but successive choices are not
       independent. One that is chosen with a loss of an earlier step is scored anew, since its gradient needs this
-      step's draws. A candidate whose network was re-initialised meanwhile, or whose loss was not finite, leaves at
+      step's draws. A candidate whose network was re-initialized meanwhile, or whose loss was not finite, leaves at
       once.
     * ``score_steps`` scores candidates by the first n steps of the student alone. The loss on the way,
       ||theta_n - target||^2 / ||start - target||^2, is another quantity than the matching loss: it is 1 for every

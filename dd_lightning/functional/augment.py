@@ -32,7 +32,7 @@ class AugmentationDraw(NamedTuple):
         operation: One of ``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``, or ``none``.
         values: ``[n, k]`` float32 parameters, with ``n`` the batch size, or 1 when all samples share them.
             The columns are, by operation: brightness shift, saturation factor and contrast factor; row and
-            column shift; row and column of the hole's centre; 1 to flip, else 0; width and height factor;
+            column shift; row and column of the hole's center; 1 to flip, else 0; width and height factor;
             angle in radians.
         size: ``(H, W)`` of the images that the draw was made for.
         extent: What must be known on the host, as (rows, columns): the hole's size for ``cutout``, the radius
@@ -59,7 +59,7 @@ class DSA:
     Args:
         strategy: Operations to choose among, joined by underscores, each at most once; ``none`` leaves images
             alone.
-        brightness: Width of the interval, centred at 0, of the value added to an image (-0.5 to 0.5).
+        brightness: Width of the interval, centered at 0, of the value added to an image (-0.5 to 0.5).
         saturation: Largest factor on the deviation from the pixel's mean over channels (0 to 2).
         contrast: Smallest factor on the deviation from the image's mean; the largest is 1 more (0.5 to 1.5).
         crop: Largest shift along each axis, as a part of that axis (4 of 32 pixels), filled with zeros.
@@ -128,7 +128,7 @@ class DSA:
         """Draw one operation, uniformly, and its parameters, independently for each sample.
 
         The draws are made on the generator's device. Which operation it is must be known on the host, so a
-        generator that lives on an accelerator costs one synchronisation per call.
+        generator that lives on an accelerator costs one synchronization per call.
 
         Args:
             generator: Source of all randomness; it is advanced, unless the strategy is ``none``.
@@ -205,7 +205,7 @@ class DSA:
             values = torch.stack([integers(-limit, limit) for limit in limits], dim=1)
         elif operation == "cutout":
             extent = (_part(size[0], self.cutout), _part(size[1], self.cutout))
-            # An even hole has no central pixel, so its centre may also be one past the last: the reference's
+            # An even hole has no central pixel, so its center may also be one past the last: the reference's
             # rule.
             values = torch.stack(
                 [integers(0, length - side % 2) for length, side in zip(size, extent, strict=True)], dim=1
@@ -231,7 +231,7 @@ def augment(images: Tensor, draw: AugmentationDraw) -> Tensor:
     """Apply a draw to images: a pure function of its arguments, differentiable in the images.
 
     The empty part of a shifted, cut, scaled or rotated image is 0 in the space that the images are in
-    (normalised or whitened, usually). The geometric operations are linear maps whose backward is written out
+    (normalized or whitened, usually). The geometric operations are linear maps whose backward is written out
     as the transposed map, so derivatives of any order, and forward mode, are exact.
 
     Args:
@@ -295,13 +295,13 @@ def join_draws(
     ]
 
 
-def hungriest(operations: Sequence[str]) -> str:
+def most_memory_intensive(operations: Sequence[str]) -> str:
     """Return which of some operations needs the most memory on its way there and back; ``none`` of no operation.
 
     A transposed warp reads several pixels for each one that it gives, a shift one with its indices.
 
     Example:
-        >>> hungriest(["color", "crop", "rotate"]), hungriest([])
+        >>> most_memory_intensive(["color", "crop", "rotate"]), most_memory_intensive([])
         ('rotate', 'none')
     """
     order = ("scale", "rotate", "crop", "color", "flip", "cutout", IDENTITY)
@@ -314,7 +314,7 @@ def _part(length: int, ratio: float) -> int:
 
 
 def _gather_radius(rows: float, columns: float) -> tuple[int, int]:
-    """Return the radius of a window of output pixels, around a rounded centre, that holds all within reach.
+    """Return the radius of a window of output pixels, around a rounded center, that holds all within reach.
 
     An integer q with |q - c| < reach has |q - round(c)| < reach + 1/2.
     """

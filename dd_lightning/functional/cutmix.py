@@ -36,12 +36,12 @@ def draw_cutmix(generator: torch.Generator, batch: int, size: tuple[int, int], p
     """Draw whether to mix, with whom, and one box for the whole batch.
 
     The share that stays is drawn from Beta(1, 1), the uniform distribution, as IDC does. With lambda that share, the
-    box spans sqrt(1 - lambda) of each axis, rounded down to whole pixels; its centre is uniform over the pixels, and
+    box spans sqrt(1 - lambda) of each axis, rounded down to whole pixels; its center is uniform over the pixels, and
     it reaches half of that span, rounded down, either way (an odd span loses a pixel: the reference's rule). What lies
     outside the image is cut off.
 
     The same number of draws is taken from the generator whether or not the images are mixed, so that what is drawn at
-    later steps does not depend on the probability. On an accelerator's generator it costs a synchronisation.
+    later steps does not depend on the probability. On an accelerator's generator it costs a synchronization.
 
     Args:
         generator: Source of all randomness; it is advanced.
@@ -68,12 +68,12 @@ def draw_cutmix(generator: torch.Generator, batch: int, size: tuple[int, int], p
     if not 0 <= probability <= 1:
         raise InputError(f"CutMix probability={probability} is out of range: it must be from 0 to 1")
     device = generator.device
-    chance, own, *centre = torch.rand(4, generator=generator, device=device, dtype=torch.float64).tolist()
+    chance, own, *center = torch.rand(4, generator=generator, device=device, dtype=torch.float64).tolist()
     permutation = torch.randperm(batch, generator=generator, device=device)
     if chance >= probability:
         return None
     limits: list[int] = []
-    for length, position in zip(size, centre, strict=True):
+    for length, position in zip(size, center, strict=True):
         # a product below 1 may round up to the length itself
         middle = min(int(position * length), length - 1)
         reach = int(length * math.sqrt(1 - own)) // 2
@@ -148,7 +148,7 @@ def label_logits(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tenso
         if targets.shape[-1] != num_classes:
             raise InputError(f"label logits have shape {tuple(targets.shape)}, but there are {num_classes} classes")
         return targets
-    # As in the cross-entropy, it is torch that notices an index out of range: testing here would synchronise.
+    # As in the cross-entropy, it is torch that notices an index out of range: testing here would synchronize.
     empty = torch.full((len(targets), num_classes), -math.inf, dtype=dtype, device=targets.device)
     return empty.scatter(1, targets[:, None].to(torch.int64), 0.0)
 

@@ -1,8 +1,64 @@
-"""The one exception that means "the input is at fault, not the program"."""
+"""What goes wrong, by kind: a person reads one line and knows the option, its value, the limit and the fix."""
+
+import math
 
 
-class InputError(ValueError):
-    """Bad input from a person: one line that names the value, the limit and the fix.
+class DistillationError(Exception):
+    """Base of the errors that a person can act on; the command line prints them as one line."""
 
-    The command line prints it without a traceback and exits with a non-zero status.
+
+class InputError(DistillationError, ValueError):
+    """An option, a file or data that cannot be used as given."""
+
+
+class DivergenceError(DistillationError, RuntimeError):
+    """A loss, a gradient or weights are no longer finite."""
+
+
+class OutOfMemoryError(DistillationError, RuntimeError):
+    """An allocation failed."""
+
+
+def check_range(
+    option: str,
+    value: float | None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    exclude_low: bool = False,
+    exclude_high: bool = False,
+    hint: str = "",
+) -> None:
+    """Refuse a number outside a range, or one that is not finite; None, an option left out, passes.
+
+    Args:
+        option: Name of the option.
+        value: What it was given.
+        low: Least value.
+        high: Greatest value.
+        exclude_low: ``value`` must lie above ``low``.
+        exclude_high: ``value`` must lie below ``high``.
+        hint: What to use instead, such as a usual value.
+
+    Raises:
+        InputError: If it lies outside.
+
+    Example:
+        >>> check_range("ipc", 0, low=1, hint="10 is usual")
+        Traceback (most recent call last):
+        ...
+        dd_lightning.functional.errors.InputError: ipc is 0; it must be at least 1 (10 is usual)
     """
+    if value is None:
+        return
+    above = value > low if exclude_low else value >= low
+    below = value < high if exclude_high else value <= high
+    if above and below and math.isfinite(value):
+        return
+    limits = []
+    if low > -math.inf:
+        limits.append(f"above {low:g}" if exclude_low else f"at least {low:g}")
+    if high < math.inf:
+        limits.append(f"below {high:g}" if exclude_high else f"at most {high:g}")
+    limit = " and ".join(limits) or "a finite number"
+    raise InputError(f"{option} is {value:g}; it must be {limit}" + (f" ({hint})" if hint else ""))

@@ -88,7 +88,7 @@ def decode(images: Tensor, formation: Formation, pad: float = 0.0) -> Tensor:
         images: ``[n, ch, H, W]``, float32 or float64.
         formation: The cut.
         pad: Value of the padding, in the space that the images are in; where nothing is padded it has no effect.
-            The default is the mean colour of normalised images; IDC stores pixels in [0, 1] and pads with 0.5.
+            The default is the mean color of normalized images; IDC stores pixels in [0, 1] and pads with 0.5.
 
     Returns:
         ``[n * per_image, ch, H, W]`` in the images' dtype, on their device: ``images`` itself for factor 1.

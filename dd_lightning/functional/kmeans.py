@@ -1,7 +1,7 @@
 """Lloyd's k-means on the device of the points, and the points that represent its clusters.
 
 DREAM (Liu et al., ICCV 2023, https://arxiv.org/abs/2302.14416) matches gradients of those real images that lie nearest
-to the centres of clusters in feature space. Its usual size is 5000 points of 2048 numbers in 128 clusters.
+to the centers of clusters in feature space. Its usual size is 5000 points of 2048 numbers in 128 clusters.
 
 Sums over clusters add in the same order in every run. On accelerators they are a product with a one-hot matrix, because
 `index_add` adds with atomics there; on a host it takes a cluster's points in their order, in a tenth of the time.
@@ -81,13 +81,13 @@ def kmeans(
         raise InputError(f"k-means with max_iterations={max_iterations}: it must be at least 1")
     if not tolerance >= 0:
         raise InputError(f"k-means with tolerance={tolerance}: it must be at least 0 (0 stops when nothing moves)")
-    points, mean = _centred(points)
+    points, mean = _centered(points)
     found = _lloyd(points, clusters, generator, max_iterations, tolerance)
     return found._replace(centroids=found.centroids + mean)
 
 
 def representatives(points: Tensor, clusters: int, generator: torch.Generator, per_cluster: int = 1) -> Tensor:
-    """Cluster points with the defaults of `kmeans`, and return those nearest to the centre of their own cluster.
+    """Cluster points with the defaults of `kmeans`, and return those nearest to the center of their own cluster.
 
     A cluster with too few members is completed, after all others have chosen theirs, with the points nearest to its
     centroid that nobody chose. So the indices are always distinct, and always as many as asked for.
@@ -114,7 +114,7 @@ def representatives(points: Tensor, clusters: int, generator: torch.Generator, p
         [1, 4]
     """
     _check(points, clusters, per_cluster)
-    points, _ = _centred(points)
+    points, _ = _centered(points)
     return _nearest_members(points, _lloyd(points, clusters, generator, _MAX_ITERATIONS, _TOLERANCE), per_cluster)
 
 
@@ -123,7 +123,7 @@ def representatives_of_groups(
 ) -> list[Tensor]:
     """Return the :func:`representatives` of several groups of points, clustered at the same time.
 
-    Every iteration is one pass over all groups with one synchronisation, in place of several for each group. Starts are
+    Every iteration is one pass over all groups with one synchronization, in place of several for each group. Starts are
     drawn as a loop over the groups would draw them; so up to rounding the result is that of the loop. Memory beyond a
     padded copy of all points is a few times their number times k.
 
@@ -146,10 +146,10 @@ def representatives_of_groups(
     """
     for points in groups:
         _check(points, clusters, per_cluster)
-    centred = [_centred(points)[0] for points in groups]
-    found = _lloyd_of_groups(centred, clusters, generator, _MAX_ITERATIONS, _TOLERANCE)
+    centered = [_centered(points)[0] for points in groups]
+    found = _lloyd_of_groups(centered, clusters, generator, _MAX_ITERATIONS, _TOLERANCE)
     return [
-        _nearest_members(points, clustering, per_cluster) for points, clustering in zip(centred, found, strict=True)
+        _nearest_members(points, clustering, per_cluster) for points, clustering in zip(centered, found, strict=True)
     ]
 
 
@@ -191,7 +191,7 @@ def _check(points: Tensor, clusters: int, per_cluster: int) -> None:
         raise InputError("k-means of points that are not all finite: look for infinite or nan features before it")
 
 
-def _centred(points: Tensor) -> tuple[Tensor, Tensor]:
+def _centered(points: Tensor) -> tuple[Tensor, Tensor]:
     points = points.detach()
     mean = points.mean(0)
     return points - mean, mean
@@ -257,7 +257,7 @@ def _lloyd_of_groups(
     for _ in range(max_iterations):
         moved, emptied = means(assignments)
         movement = (moved - centroids).square().sum((1, 2), dtype=torch.float64)
-        told = torch.stack([emptied.to(movement), movement]).tolist()  # the one synchronisation
+        told = torch.stack([emptied.to(movement), movement]).tolist()  # the one synchronization
         repaired = [group for group in moving if told[0][group] > 0]
         for group in repaired:
             own = assignments[group, : lengths[group]]

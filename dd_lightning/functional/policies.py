@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.augment import DSA, IDENTITY, AugmentationDraw, augment, hungriest
+from dd_lightning.functional.augment import DSA, IDENTITY, AugmentationDraw, augment, most_memory_intensive
 from dd_lightning.functional.errors import InputError
 
 PolicyName = Literal["dsa", "idc"]
@@ -54,17 +54,17 @@ class AugmentationPolicy:
             )
         object.__setattr__(self, "_dsa", DSA(self.strategy))
 
-    def hungriest(self) -> "AugmentationPolicy":
+    def most_memory_intensive(self) -> "AugmentationPolicy":
         """Return the policy that always draws what needs the most memory of what this one may draw.
 
         Example:
-            >>> AugmentationPolicy("color_crop_cutout_rotate", "idc").hungriest().strategy
+            >>> AugmentationPolicy("color_crop_cutout_rotate", "idc").most_memory_intensive().strategy
             'color_cutout_rotate'
         """
         named = self._dsa.operations
         if self.name == "dsa":
-            return AugmentationPolicy(hungriest(named), self.name)
-        among = hungriest([operation for operation in named if operation in _ONE_OF])
+            return AugmentationPolicy(most_memory_intensive(named), self.name)
+        among = most_memory_intensive([operation for operation in named if operation in _ONE_OF])
         kept = [operation for operation in named if operation == among or operation not in _ONE_OF]
         return AugmentationPolicy("_".join(kept) or IDENTITY, self.name)
 
@@ -77,7 +77,7 @@ class AugmentationPolicy:
 
         Args:
             generator: Source of all randomness. The policy ``dsa`` takes from it what `DSA.draw` takes. An operation
-                that is chosen must be known on the host: one synchronisation, if the generator is an accelerator's.
+                that is chosen must be known on the host: one synchronization, if the generator is an accelerator's.
             batch: Number of samples.
             size: ``(H, W)`` of the images.
             siamese: Draw one set of parameters for all samples. IDC does so when it matches real with synthetic

@@ -1,14 +1,11 @@
 """First- and second-order derivatives of a training loss: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
-
-from dd_lightning.functional.compilation import Backend, compiled, laid_out
-from dd_lightning.functional.errors import InputError
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta [P], images [B, ...], targets [B] or [B, C]) -> the batch's mean loss, a scalar."""
@@ -23,7 +20,7 @@ Order = Literal["reverse_over_reverse", "forward_over_reverse", "reverse_over_fo
 * ``"forward_over_reverse"`` is jvp(grad), which torch.compile and vmap accept.
 * ``"reverse_over_forward"`` is grad(jvp), the gradient of the slope a . g. It has the fewest convolutions, for g itself
   is never made, and is the fastest one when compiled. torch's own formulas make it silently wrong for batch and layer
-  norm: :func:`compiled_order` tells.
+  norm: :func:`~dd_lightning.execution.compiled_loss.compiled_order` tells.
 """
 
 
@@ -43,77 +40,36 @@ class Products(NamedTuple):
     targets: Tensor | None
 
 
-class CompiledLoss:
-    """A training loss with derivatives that torch.compile has compiled, for each shape of batch at its first use.
+@runtime_checkable
+class DifferentiatedLoss(Protocol):
+    """A training loss that brings its own derivatives, such as compiled ones.
 
     :func:`gradient`, :func:`gradients` and :func:`gradient_products`, and so the student's unroll and its adjoint, take
-    it in place of the loss, and then differ from the eager ones by rounding. Called itself, it is the loss.
-
-    Args:
-        loss: The loss; a pure function.
-        order: Of :func:`gradient_products`; any but ``"reverse_over_reverse"``.
-        backend: Of torch.compile.
-
-    Example:
-        >>> loss = CompiledLoss(lambda t, x, y: (t**2 * x).sum(), backend="eager")
-        >>> gradient(loss, torch.tensor([3.0]), torch.tensor([2.0]), torch.zeros(1))
-        tensor([12.])
+    it in place of a :data:`Loss` and use them.
     """
-
-    def __init__(self, loss: Loss, order: Order = "forward_over_reverse", backend: Backend = "inductor") -> None:
-        second = _SECOND[order]
-
-        def by_theta(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-            derivative: Tensor = grad(loss)(theta, images, targets)
-            return derivative
-
-        def by_thetas(thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-            derivatives: Tensor = vmap(grad(loss), (0, None, None))(thetas, images, targets)
-            return derivatives
-
-        def products(theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor) -> Products:
-            return second(loss, theta, images, targets, tangent, False)
-
-        def products_with_targets(theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor) -> Products:
-            return second(loss, theta, images, targets, tangent, True)
-
-        self._loss = loss
-        self._gradient, self._gradients = compiled(by_theta, backend), compiled(by_thetas, backend)
-        self._products = {False: compiled(products, backend), True: compiled(products_with_targets, backend)}
 
     def __call__(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss."""
-        return self._loss(theta, images, targets)
-
-    # The properties of arguments are made the same in every call, for compiled code is bound to them. A state of the
-    # student must be copied, for it is a row of a larger storage, which forward mode under torch.compile refuses.
+        ...
 
     def gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return what :func:`gradient` does."""
-        with torch.no_grad():
-            derivative: Tensor = self._gradient(theta.clone(), laid_out(images), targets.detach())
-        return derivative
+        ...
 
     def gradients(self, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return what :func:`gradients` does."""
-        with torch.no_grad():
-            derivatives: Tensor = self._gradients(thetas.detach(), laid_out(images), targets.detach())
-        return derivatives
+        ...
 
     def products(
         self, theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor, wrt_targets: bool = False
     ) -> Products:
         """Return what :func:`gradient_products` does."""
-        with torch.no_grad():
-            found: Products = self._products[wrt_targets](
-                theta.clone(), laid_out(images), targets.detach(), tangent.detach()
-            )
-        return found
+        ...
 
 
 def gradient(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient of ``loss`` by theta, [P], without a graph."""
-    if isinstance(loss, CompiledLoss):
+    if isinstance(loss, DifferentiatedLoss):
         return loss.gradient(theta, images, targets)
     with torch.enable_grad():
         leaf = theta.detach().requires_grad_()
@@ -122,7 +78,7 @@ def gradient(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Tens
 
 def gradients(loss: Loss, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
     """Return the gradients [M, P] of ``loss`` by several thetas [M, P] on the same batch, by one vmapped pass."""
-    if isinstance(loss, CompiledLoss):
+    if isinstance(loss, DifferentiatedLoss):
         return loss.gradients(thetas, images, targets)
     derivatives: Tensor = vmap(grad(loss), (0, None, None))(thetas.detach(), images.detach(), targets.detach())
     return derivatives
@@ -149,7 +105,7 @@ def gradient_products(
         targets: Its labels, [B], or its label logits, [B, C].
         tangent: a, [P].
         wrt_targets: Also return the derivative by ``targets``, which must then be floating point.
-        order: See :data:`Order`. A :class:`CompiledLoss` has its own.
+        order: See :data:`Order`. A :class:`DifferentiatedLoss` has its own.
 
     Example:
         >>> theta, x = torch.tensor([3.0]), torch.tensor([2.0])
@@ -157,11 +113,11 @@ def gradient_products(
         >>> p.slope.item(), p.hessian.item(), p.images.item()
         (12.0, 4.0, 6.0)
     """
-    if isinstance(loss, CompiledLoss):
+    if isinstance(loss, DifferentiatedLoss):
         return loss.products(theta, images, targets, tangent, wrt_targets)
     theta, images, targets = theta.detach(), images.detach(), targets.detach()
     if order != "reverse_over_reverse":
-        return _SECOND[order](loss, theta, images, targets, tangent, wrt_targets)
+        return SECOND_ORDER[order](loss, theta, images, targets, tangent, wrt_targets)
     with torch.enable_grad():
         theta.requires_grad_()
         images.requires_grad_()
@@ -171,33 +127,6 @@ def gradient_products(
         (g,) = torch.autograd.grad(loss(theta, images, targets), theta, create_graph=True)
         products = torch.autograd.grad(g, leaves, tangent, materialize_grads=True)
     return Products(tangent @ g.detach(), products[0], products[1], products[2] if wrt_targets else None)
-
-
-def compiled_order(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Order:
-    """Return the fastest order for a :class:`CompiledLoss` of those that are right for a network.
-
-    That is found out by comparison with double backward in float64, at this point and with a random tangent.
-
-    Args:
-        loss: The training loss, of any precision.
-        theta: Parameters, [P].
-        images: A few images, [B, ...].
-        targets: Their labels, [B], or label logits, [B, C].
-
-    Raises:
-        InputError: If none is right.
-    """
-    generator = torch.Generator().manual_seed(0)
-    theta, images = theta.detach().double(), images.detach().double()
-    targets = targets.detach().double() if targets.is_floating_point() else targets
-    theta = theta + 0.01 * torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta.device)
-    tangent = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta.device)
-    exact = gradient_products(loss, theta, images, targets, tangent)
-    for order, second in reversed(_SECOND.items()):
-        found = second(loss, theta, images, targets, tangent, False)
-        if all(torch.dist(a, b) <= 1e-8 * b.norm() for a, b in zip(found[:3], exact[:3], strict=True)):
-            return order
-    raise InputError("the network's second derivatives in forward mode are not those of double backward")
 
 
 def partial_gradients(
@@ -282,7 +211,8 @@ def _grad_of_jvp(
     return Products(value, by[0], by[1], by[2] if wrt_targets else None)
 
 
-_SECOND: dict[Order, Callable[[Loss, Tensor, Tensor, Tensor, Tensor, bool], Products]] = {
+SECOND_ORDER: dict[Order, Callable[[Loss, Tensor, Tensor, Tensor, Tensor, bool], Products]] = {
     "forward_over_reverse": _jvp_of_grad,
     "reverse_over_forward": _grad_of_jvp,
 }
+"""The orders that torch.compile accepts, the fastest one last."""

@@ -102,7 +102,7 @@ def unroll(
         steps: The N steps to take.
         micro_batch: The most images of a batch that pass through the network at once; null is all of them.
     """
-    return unroll_together(loss, [theta], lr, images, targets, steps, micro_batch=micro_batch, vectorised=False)[0]
+    return unroll_together(loss, [theta], lr, images, targets, steps, micro_batch=micro_batch, vectorized=False)[0]
 
 
 def unroll_together(
@@ -114,7 +114,7 @@ def unroll_together(
     steps: Sequence[InnerStep],
     *,
     micro_batch: int | None = None,
-    vectorised: bool,
+    vectorized: bool,
 ) -> list[list[Tensor]]:
     """Train several students on the same batches; each one's path is that of :func:`unroll`, up to rounding.
 
@@ -128,7 +128,7 @@ def unroll_together(
         targets: Their labels or label logits.
         steps: The N steps to take.
         micro_batch: The most images of a batch that pass through a network at once.
-        vectorised: Take each step with all students at once, by ``vmap``, rather than with one after another. It needs
+        vectorized: Take each step with all students at once, by ``vmap``, rather than with one after another. It needs
             the memory of M steps.
 
     Returns:
@@ -140,7 +140,7 @@ def unroll_together(
         paths = [list(theta.new_empty(len(steps) + 1, len(theta)).unbind()) for theta in thetas]
         for path, theta in zip(paths, thetas, strict=True):
             path[0].copy_(theta)
-        together = torch.stack(list(thetas)) if vectorised else None
+        together = torch.stack(list(thetas)) if vectorized else None
         following = together
         for block in _blocks(steps, micro_batch, images):
             for piece, batch in zip(block, _AugmentedBlock(images, block, graph=False).batches(), strict=True):

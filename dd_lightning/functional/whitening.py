@@ -21,7 +21,7 @@ class ZCA(NamedTuple):
 
     Attributes:
         mean: ``[D]`` mean of the training images.
-        whiten: ``[D, D]``, symmetric; multiplies a centred image.
+        whiten: ``[D, D]``, symmetric; multiplies a centered image.
         unwhiten: ``[D, D]``, its inverse.
     """
 
@@ -66,8 +66,8 @@ def fit_zca(images: Tensor, eps: float = 0.1) -> ZCA:
     mean /= count
     covariance = torch.zeros(length, length, dtype=torch.float64, device=images.device)
     for rows in torch.split(flat, _CHUNK):
-        centred = rows.to(torch.float64) - mean
-        covariance.addmm_(centred.T, centred)
+        centered = rows.to(torch.float64) - mean
+        covariance.addmm_(centered.T, centered)
     covariance /= count - 1
     values, vectors = torch.linalg.eigh(covariance)
     roots = (values.clamp(min=0) + eps).sqrt()  # rounding can make a zero eigenvalue negative

@@ -1,6 +1,6 @@
 """Networks: how they are named and built, and how they become functions of a flat parameter vector."""
 
-from dd_lightning.functional.precision import Parameters
+from dd_lightning.execution.precision import Parameters
 from dd_lightning.networks.alexnet import AlexNet
 from dd_lightning.networks.convnet import ConvNet
 from dd_lightning.networks.densenet import DenseNet

@@ -15,7 +15,7 @@ class AlexNet(nn.Module):
     """Five convolutions with ReLU and without norm, three 2 x 2 max poolings and one linear layer.
 
     The layers are those of trajectory matching
-    (https://github.com/GeorgeCazenavette/mtt-distillation/blob/0c42493/networks.py), the initialisation is
+    (https://github.com/GeorgeCazenavette/mtt-distillation/blob/0c42493/networks.py), the initialization is
     torch's. With 3 x 32 x 32 images and 10 classes it has 1,872,202 parameters.
 
     NOTE: Images of 28 x 28 pixels get a padding of 4 in the first convolution, which makes them 32 x 32.

@@ -163,5 +163,5 @@ def margin(image_size: tuple[int, int]) -> int:
 
 
 def image_norm(norm: ImageNorm, channels: int) -> nn.Module:
-    """Return batch normalisation, or group normalisation with as many groups as channels, both affine."""
+    """Return batch normalization, or group normalization with as many groups as channels, both affine."""
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(channels, channels)

@@ -30,7 +30,7 @@ class ConvNet(nn.Module):
     order and names are those of trajectory matching
     (https://github.com/GeorgeCazenavette/mtt-distillation/blob/50dccea/networks.py#L29-L98), so that its
     expert trajectories can be read. ``features`` holds the blocks, ``classifier`` the last linear layer;
-    initialisation is torch's. With 3 x 32 x 32 images and 10 classes the default has 320,010 parameters.
+    initialization is torch's. With 3 x 32 x 32 images and 10 classes the default has 320,010 parameters.
 
     NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32 (see
         `margin`).
@@ -41,8 +41,8 @@ class ConvNet(nn.Module):
         image_size: ``(H, W)`` of the images; each block with pooling halves both, rounding down.
         depth: Number of blocks. The reference uses 3 at 32 pixels, 4 at 64 and 5 at 128.
         width: Channels of every convolution.
-        norm: ``instance`` is group normalisation with as many groups as channels (no running statistics,
-            affine); ``group`` has 4 groups; ``layer`` normalises over channels and pixels with one weight for
+        norm: ``instance`` is group normalization with as many groups as channels (no running statistics,
+            affine); ``group`` has 4 groups; ``layer`` normalizes over channels and pixels with one weight for
             each.
         pooling: 2 x 2 pooling with stride 2, or none.
         activation: ReLU, sigmoid, or leaky ReLU with slope 0.01.

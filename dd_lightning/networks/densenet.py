@@ -32,7 +32,7 @@ class DenseNet(nn.Module):
     convolution to ``growth``; its output goes in front of what it was given. Order and defaults are those of the
     evaluation in IDC
     (https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/086273c/models/densenet_cifar.py);
-    initialisation is torch's. With 3 x 32 x 32 images and 10 classes it has 1,000,618 parameters.
+    initialization is torch's. With 3 x 32 x 32 images and 10 classes it has 1,000,618 parameters.
 
     NOTE: Papers on dataset distillation call this network with growth 12 "DenseNet-121". The true one has growth
         32 and about seven times the parameters.
@@ -42,7 +42,7 @@ class DenseNet(nn.Module):
         num_classes: Number of logits.
         image_size: ``(H, W)`` of the images; each of the three transitions halves both, rounding down.
         growth: Channels that a layer adds.
-        norm: ``instance`` is group normalisation with as many groups as channels, affine.
+        norm: ``instance`` is group normalization with as many groups as channels, affine.
 
     Shape:
         ``[B, channels, H, W]`` to ``[B, num_classes]``.

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dd_lightning.execution.precision import Parameters, Precision, in_precision
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.functional.precision import Parameters, Precision, in_precision
 from dd_lightning.functional.products import Loss
 from dd_lightning.networks.registry import NetworkSpec, build_network, network_name
 
@@ -22,7 +22,7 @@ class FunctionalNetwork:
     vectors. The vector decides the precision: a float64 vector (with float64 images) gives a float64 network.
     Calls work under `torch.func.grad`, `torch.func.jvp` and `torch.func.vmap`, and under plain autograd.
 
-    NOTE: The function must depend on nothing but its arguments, so batch normalisation uses the statistics of
+    NOTE: The function must depend on nothing but its arguments, so batch normalization uses the statistics of
         the
     batch, in training and in evaluation, and keeps no running ones; other modules are in evaluation mode, so
     dropout is off; and whatever a module writes into its remaining buffers during a call is dropped.
@@ -42,7 +42,7 @@ class FunctionalNetwork:
         vmappable: Whether a batch of vectors can go through `torch.func.vmap`; False when the network has
             buffers, since its code may write into them.
         uses_batch_statistics: Whether what it computes of an image depends on the others of its batch, by batch
-            normalisation: such a batch cannot be computed in pieces.
+            normalization: such a batch cannot be computed in pieces.
 
     Raises:
         InputError: If the network cannot be built.

@@ -15,7 +15,7 @@ from torch import nn
 from dd_lightning.functional.errors import InputError
 
 NetworkFactory = Callable[[int, int, tuple[int, int]], nn.Module]
-"""Builds a freshly initialised network from (channels, num_classes, image_size)."""
+"""Builds a freshly initialized network from (channels, num_classes, image_size)."""
 
 NetworkSpec = str | NetworkFactory
 """What a person may say where a network is wanted."""
@@ -64,7 +64,7 @@ def known_names() -> tuple[str, ...]:
 
 
 def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """Build a freshly initialised network.
+    """Build a freshly initialized network.
 
     Like any construction of a module, it draws from torch's global random state.
 

@@ -30,14 +30,14 @@ class ResNet(nn.Module):
 
     A 3 x 3 convolution without stride or pooling, four stages of basic blocks, global average pooling and one
     linear layer. The stages have ``width`` times 1, 2, 4 and 8 channels, and all but the first halve the maps.
-    Widths, norm and initialisation are those of the evaluation in IDC
+    Widths, norm and initialization are those of the evaluation in IDC
     (https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/086273c/models/resnet.py and
     ``resnet_ap.py``): convolutions without bias, drawn from a normal distribution of variance 2 / (k² out). With
     3 x 32 x 32 images and 10 classes, depth 10 has 1,228,970 parameters and depth 18 has 2,797,610.
 
     NOTE: These are not the networks of the same names for ImageNet, which have twice the channels. Trajectory
         matching's ResNet18 is depth 18 with width 64 and instance norm (11,173,962 parameters), but for its
-        initialisation, which is torch's own. Its ResNet18_AP also leaves out the global pooling and is not here.
+        initialization, which is torch's own. Its ResNet18_AP also leaves out the global pooling and is not here.
 
     Args:
         channels: Channels of the images.
@@ -45,7 +45,7 @@ class ResNet(nn.Module):
         image_size: ``(H, W)`` of the images.
         depth: 10 has one block in each stage, 18 has two.
         width: Channels of the first stage.
-        norm: ``instance`` is group normalisation with as many groups as channels, affine.
+        norm: ``instance`` is group normalization with as many groups as channels, affine.
         downsampling: How a stage halves its maps: ``stride`` in its first convolutions, rounding up, or ``avg``,
             2 x 2 average pooling behind them, rounding down.
 

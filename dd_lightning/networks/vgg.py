@@ -27,7 +27,7 @@ class VGG(nn.Module):
     """VGG-11: eight 3 x 3 convolutions with norm and ReLU, five max poolings and one linear layer.
 
     Channels, norm and the single linear layer are those of trajectory matching
-    (https://github.com/GeorgeCazenavette/mtt-distillation/blob/0c42493/networks.py); initialisation is torch's.
+    (https://github.com/GeorgeCazenavette/mtt-distillation/blob/0c42493/networks.py); initialization is torch's.
     With 3 x 32 x 32 images and 10 classes it has 9,231,114 parameters.
 
     NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32.
@@ -37,7 +37,7 @@ class VGG(nn.Module):
         num_classes: Number of logits.
         image_size: ``(H, W)`` of the images; each of the five poolings halves both, rounding down.
         width: Channels of the first convolution; the others have 2, 4 and 8 times as many.
-        norm: ``instance`` is group normalisation with as many groups as channels, affine.
+        norm: ``instance`` is group normalization with as many groups as channels, affine.
 
     Shape:
         ``[B, channels, H, W]`` to ``[B, num_classes]``.

@@ -23,9 +23,9 @@ ModelBuilder = Callable[[int, int, tuple[int, int]], nn.Module]
 class ZooNetwork(nn.Module):
     """A package's model, split into a body and the linear layer at its end, for images of any number of channels.
 
-    What the model is initialised by stays. A first convolution that cannot read the images, or is replaced by a
+    What the model is initialized by stays. A first convolution that cannot read the images, or is replaced by a
     smaller one, gets new weights: normal, with the deviation at which the variance of its output stays what the
-    model's own initialisation makes it. No module works in place, and attention is computed by its definition:
+    model's own initialization makes it. No module works in place, and attention is computed by its definition:
     derivatives of derivatives need both.
 
     NOTE: torch has no second derivative of some activations, such as the hard sigmoid of ``mobilenet_v3_small``:

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dd_lightning.execution.memory import MemoryEstimate, MemoryPart
 from dd_lightning.functional.random import StepContext
-from dd_lightning.memory import MemoryEstimate, MemoryPart
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools.base import Candidate, CandidatePool
-from dd_lightning.real import RealSet
-from dd_lightning.synthetic import SyntheticSet
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.synthetic import SyntheticSet
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dd_lightning.functional.class_matching import Statistics
-from dd_lightning.functional.compilation import Compile
+from dd_lightning.execution.compile import Compile
+from dd_lightning.execution.precision import Precision, in_precision
+from dd_lightning.functional.distances import Metric, tensor_distance
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.functional.matching import Metric, tensor_distance
 from dd_lightning.functional.policies import PolicyName
-from dd_lightning.functional.precision import Precision, in_precision
 from dd_lightning.functional.products import partial_gradients_and_other
 from dd_lightning.networks import FunctionalNetwork, Parameters
+from dd_lightning.objectives.class_statistics import Statistics
 from dd_lightning.objectives.classwise import Sampling
 from dd_lightning.objectives.gradient_matching import GradientMatching
 from dd_lightning.pools import NetworkPool
-from dd_lightning.real import RealSet
+from dd_lightning.sets.real import RealSet
 
 
 class BidirectionalMatching(GradientMatching):

@@ -9,21 +9,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dd_lightning.compiling import compiled_or_told, compiles
+from dd_lightning.execution.compile import Compile, compile_choice, compiles, try_compile
+from dd_lightning.execution.memory import MemoryEstimate, MemoryPart, memory_model
+from dd_lightning.execution.precision import Precision, precision_choice, tensor_float
 from dd_lightning.functional.augment import AugmentationDraw
-from dd_lightning.functional.class_matching import CompiledMatching, Statistics
-from dd_lightning.functional.compilation import Compile, compile_choice
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
-from dd_lightning.functional.precision import Precision, precision_choice, tensor_float
 from dd_lightning.functional.random import StepContext, step_generator
-from dd_lightning.memory import MemoryEstimate, MemoryPart, memory_model
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
+from dd_lightning.objectives.class_statistics import CompiledMatching, Statistics
 from dd_lightning.pools import Candidate, NetworkPool
-from dd_lightning.real import RealSet
-from dd_lightning.sampling import RepresentativeBatches, shuffled_class_batches
-from dd_lightning.synthetic import SyntheticSet
+from dd_lightning.sets.class_batches import RepresentativeBatches, shuffled_class_batches
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.synthetic import SyntheticSet
 
 Sampling = Literal["shuffled", "representative"]
 
@@ -194,7 +193,7 @@ class ClasswiseMatching(MatchingObjective):
     def _probe(self, network: FunctionalNetwork, real: int, synthetic: int, soft: bool) -> None:
         """Match one class with a few images, with the augmentation that needs most."""
         images = torch.zeros(synthetic, *network.image_shape)
-        augmentation = self.augmentation.hungriest().draw(
+        augmentation = self.augmentation.most_memory_intensive().draw(
             step_generator(0, 0, "probe"), real, network.image_shape[1:], siamese=True
         )
         batch = ClassBatch(
@@ -220,7 +219,7 @@ class ClasswiseMatching(MatchingObjective):
         if not compiles(self.compile, synthetic.images.device, steps * network.num_classes):
             return
         say("compiling the matching of a class: the first distillation step may be minutes away")
-        matching = compiled_or_told(
+        matching = try_compile(
             lambda: self._warmed_up(network, synthetic), self.compile, "the matching of a class", "objective.compile"
         )
         self._compiled = None if matching is None else (network, matching)

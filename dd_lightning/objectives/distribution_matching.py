@@ -5,15 +5,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.class_matching import Statistics
-from dd_lightning.functional.compilation import Compile
-from dd_lightning.functional.matching import Metric, tensor_distance
+from dd_lightning.execution.compile import Compile
+from dd_lightning.execution.precision import Precision, in_precision
+from dd_lightning.functional.distances import Metric, tensor_distance
 from dd_lightning.functional.policies import PolicyName
-from dd_lightning.functional.precision import Precision, in_precision
 from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.objectives.class_statistics import Statistics
 from dd_lightning.objectives.classwise import ClasswiseMatching, Sampling
 from dd_lightning.pools import NetworkPool
-from dd_lightning.real import RealSet
+from dd_lightning.sets.real import RealSet
 
 
 class DistributionMatching(ClasswiseMatching):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dd_lightning.compiling import compiled_or_told, compiles
-from dd_lightning.ensemble import ensemble_pays
-from dd_lightning.functional.augment import DSA, AugmentationDraw, augment, hungriest
-from dd_lightning.functional.compilation import Compile, compile_choice
+from dd_lightning.execution.compile import Compile, compile_choice, compiles, try_compile
+from dd_lightning.execution.compiled_loss import CompiledLoss, compiled_order
+from dd_lightning.execution.memory import GIB, PROBE_SIZE, MemoryEstimate, MemoryPart, memory_model
+from dd_lightning.execution.precision import Precision, precision_choice, tensor_float
+from dd_lightning.functional.augment import DSA, AugmentationDraw, augment, most_memory_intensive
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.precision import Precision, precision_choice, tensor_float
-from dd_lightning.functional.products import CompiledLoss, Loss, compiled_order, gradients
+from dd_lightning.functional.products import Loss, gradients
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.functional.trajectory import (
     InnerStep,
@@ -25,12 +25,12 @@ from dd_lightning.functional.trajectory import (
     unroll_adjoint,
     unroll_together,
 )
-from dd_lightning.memory import GIB, PROBE_SIZE, MemoryEstimate, MemoryPart, memory_model
 from dd_lightning.networks import FunctionalNetwork, training_loss
 from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
 from dd_lightning.pools import Candidate, TrajectoryPool, TrajectorySegment
-from dd_lightning.real import RealSet
-from dd_lightning.synthetic import SyntheticSet
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.synthetic import SyntheticSet
+from dd_lightning.training.parallel_networks import batching_pays
 
 SMALLEST_PIECE = 16
 """Images of the smallest piece that ``micro_batch: auto`` makes: smaller ones would cost time and free little."""
@@ -153,7 +153,7 @@ class TrajectoryMatching(MatchingObjective):
             note += f", above memory_gb {self.memory_gb:g}"
         needed, self._together = peak(piece), 1
         height, width = network.image_shape[1:]
-        if candidates > 1 and network.vmappable and ensemble_pays(device_type, piece * height * width):
+        if candidates > 1 and network.vmappable and batching_pays(device_type, piece * height * width):
             scoring = memory_model(lambda count: self._probe_scoring(network, count, candidates, soft)).peak(piece)
             if held + scoring <= self.memory_gb * GIB:
                 needed, self._together = max(needed, scoring), candidates
@@ -163,19 +163,19 @@ class TrajectoryMatching(MatchingObjective):
         """Pull back through one step with a few images, by the augmentation that needs most; scoring needs less."""
         images, theta = torch.zeros(count, *network.image_shape), torch.zeros(network.num_parameters)
         targets = torch.zeros(count, network.num_classes) if soft else torch.zeros(count, dtype=torch.int64)
-        step = InnerStep(torch.arange(count), self._hungriest_draw(network, count))
+        step = InnerStep(torch.arange(count), self._most_memory_intensive_draw(network, count))
         problem = (theta.new_tensor(0.01), images, targets, [step])
         student = training_loss(network, self.precision)
         unroll_adjoint(student, [theta, theta], *problem, cotangent=theta, wrt_targets=soft)
 
-    def _hungriest_draw(self, network: FunctionalNetwork, count: int) -> AugmentationDraw:
-        policy = replace(self.augmentation, strategy=hungriest(self.augmentation.operations))
+    def _most_memory_intensive_draw(self, network: FunctionalNetwork, count: int) -> AugmentationDraw:
+        policy = replace(self.augmentation, strategy=most_memory_intensive(self.augmentation.operations))
         return policy.draw(step_generator(0, 0, "probe"), count, network.image_shape[1:])
 
     def _probe_augmentation(self, network: FunctionalNetwork, count: int) -> None:
         """Augment images there and back, with the gradients that wait for it."""
         images = torch.zeros(count, *network.image_shape, requires_grad=True)
-        augmented = augment(images, self._hungriest_draw(network, count))
+        augmented = augment(images, self._most_memory_intensive_draw(network, count))
         waiting = torch.zeros_like(augmented)
         torch.autograd.grad(augmented, images, torch.cat([waiting]))
 
@@ -206,7 +206,7 @@ class TrajectoryMatching(MatchingObjective):
             return
         say("compiling the student's step: the first distillation step may be minutes away")
         with tensor_float(self.precision, device):
-            student = compiled_or_told(
+            student = try_compile(
                 lambda: self._warmed_up(network, synthetic), self.compile, "the student's step", "objective.compile"
             )
         self._compiled = None if student is None else (network, student)
@@ -302,7 +302,7 @@ class TrajectoryMatching(MatchingObjective):
                 synthetic.decoded_targets(),
                 draw[first:end],
                 micro_batch=self._piece(network, max(len(step.indices) for step in draw)),
-                vectorised=1 < len(thetas) == self._together,
+                vectorized=1 < len(thetas) == self._together,
             )
 
     def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
@@ -336,7 +336,7 @@ class TrajectoryMatching(MatchingObjective):
         ]
         piece = self._piece(network, max(len(step.indices) for step in steps))
         problem, students = (lr, images, targets, steps), [theta] * self._together
-        path = unroll_together(student, students, *problem, micro_batch=piece, vectorised=self._together > 1)[0]
+        path = unroll_together(student, students, *problem, micro_batch=piece, vectorized=self._together > 1)[0]
         learned = synthetic.targets.requires_grad
         unroll_adjoint(student, path, *problem, torch.zeros_like(theta), wrt_targets=learned, micro_batch=piece)
         return student

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dd_lightning.formats import ExpertIdentity, ExpertStore
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.real import RealSet
-from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
+from dd_lightning.training.recipes import ExpertRecipe
 
 CandidateKey = tuple[int, ...]
 """Which candidate of a pool; plain integers, so that it can be stored in a checkpoint."""
@@ -105,13 +105,13 @@ class CandidatePool(ABC):
         """Make the candidates ready, training what is missing."""
 
     @abstractmethod
-    def draw(self, count: int, context: StepContext, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
+    def draw(self, count: int, context: StepContext, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
         """Draw ``count`` distinct candidates uniformly from the stream "candidates".
 
         Args:
             count: How many.
             context: Where the run is.
-            beside: Candidates of earlier draws that the new ones join, and must be distinct from, too.
+            exclude: Candidates of earlier draws that the new ones join, and must be distinct from, too.
         """
 
     def generation(self, key: CandidateKey) -> int:
@@ -160,8 +160,8 @@ class CandidatePool(ABC):
         del state
 
 
-def drawn_apart(size: int, count: int, generator: torch.Generator, beside: Sequence[CandidateKey]) -> list[int]:
-    """Draw ``count`` distinct numbers below ``size``, uniformly among those that no key of ``beside`` begins with."""
-    taken = {key[0] for key in beside}
+def drawn_apart(size: int, count: int, generator: torch.Generator, exclude: Sequence[CandidateKey]) -> list[int]:
+    """Draw ``count`` distinct numbers below ``size``, uniformly among those that no key of ``exclude`` begins with."""
+    taken = {key[0] for key in exclude}
     order: list[int] = torch.randperm(size, generator=generator).tolist()
     return [number for number in order if number not in taken][:count]

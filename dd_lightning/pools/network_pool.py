@@ -7,18 +7,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dd_lightning.compiling import compiled_or_told, compiles
-from dd_lightning.functional.compilation import Compile, compile_choice
+from dd_lightning.execution.compile import Compile, compile_choice, compiles, try_compile
+from dd_lightning.execution.compiled_loss import CompiledLoss
+from dd_lightning.execution.precision import Precision, precision_choice, tensor_float
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import augment_in_turn
-from dd_lightning.functional.precision import Precision, precision_choice, tensor_float
-from dd_lightning.functional.products import CompiledLoss, gradient
+from dd_lightning.functional.products import gradient
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import training_loss
 from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup, drawn_apart
-from dd_lightning.progress import epoch_bar
-from dd_lightning.recipes import NetworkRecipe
+from dd_lightning.training.progress import epoch_bar
+from dd_lightning.training.recipes import NetworkRecipe
 
 NetworkRefresh = Literal["winner", "candidates", "all", "none"]
 
@@ -36,7 +36,7 @@ class _Member:
         theta: Its parameters, [P].
         momentum: SGD's buffer, [P]; None before the first step.
         age: Updates since it was born.
-        limit: It is re-initialised in place of the update that would bring it to this age.
+        limit: It is re-initialized in place of the update that would bring it to this age.
         births: How many networks have lived here before.
     """
 
@@ -48,7 +48,7 @@ class _Member:
 
 
 class NetworkPool(CandidatePool):
-    """Networks that are trained on the real data between steps, and re-initialised when they are old.
+    """Networks that are trained on the real data between steps, and re-initialized when they are old.
 
     With one network, whose age limit is the length of the inner loop, it is IDC's own rule: a fresh network for each
     outer iteration, updated after every inner one. With ``pretrain_epochs`` 1 it is DREAM+'s. The paper's DynaDistill
@@ -58,7 +58,7 @@ class NetworkPool(CandidatePool):
     Args:
         num_networks: Networks in the pool. A selection's ``pool_size`` raises it; the age limits of the first
             generation are then staggered, so that the pool always holds networks of all ages.
-        age_limit: Updates after which a network is re-initialised; null never does. 100 is IDC's inner loop.
+        age_limit: Updates after which a network is re-initialized; null never does. 100 is IDC's inner loop.
         refresh: Which networks are updated after a step: the ``winner`` (the one it learned from), all
             ``candidates`` that it scored, ``all`` of the pool, or ``none``.
         pretrain_epochs: Epochs on the real data before a new network joins the pool: 0 in IDC and DREAM, 1 in DREAM+.
@@ -118,12 +118,12 @@ class NetworkPool(CandidatePool):
         if compiles(self.compile, setup.device, setup.steps * updated * self.recipe.steps_per_update):
             setup.say("compiling the training of the pool's networks: it may take a minute")
             what = "the training of the pool's networks"
-            self._compiled = compiled_or_told(self._warmed_up, self.compile, what, "pool.compile")
+            self._compiled = try_compile(self._warmed_up, self.compile, what, "pool.compile")
 
-    def draw(self, count: int, context: StepContext, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
+    def draw(self, count: int, context: StepContext, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
         """Draw distinct networks uniformly."""
         self._populate(context.seed)
-        return [(i,) for i in drawn_apart(self.size, count, context.generator("candidates"), beside)]
+        return [(i,) for i in drawn_apart(self.size, count, context.generator("candidates"), exclude)]
 
     def generation(self, key: CandidateKey) -> int:
         """Return how many networks have lived at a place before the one that is there now."""
@@ -134,7 +134,7 @@ class NetworkPool(CandidatePool):
         return LiveNetwork(key, self._members[key[0]].theta)
 
     def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
-        """Train the networks that the rule names, re-initialising those that are old."""
+        """Train the networks that the rule names, re-initializing those that are old."""
         chosen = {"winner": [winner], "candidates": drawn, "all": [(i,) for i in range(self.size)], "none": []}
         for (index,) in chosen[self.refresh_rule]:
             member = self._members[index]
@@ -150,15 +150,15 @@ class NetworkPool(CandidatePool):
         return self._members[0].theta
 
     def scalars(self) -> dict[str, float]:
-        """Return the networks' mean age in updates, and how many were re-initialised."""
+        """Return the networks' mean age in updates, and how many were re-initialized."""
         members = self._members
         return {
             "pool/mean_age": sum(m.age for m in members) / len(members),
-            "pool/reinitialised": float(sum(m.births for m in members)),
+            "pool/reinitialized": float(sum(m.births for m in members)),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the networks with their optimisers' states and ages."""
+        """Return the networks with their optimizers' states and ages."""
         members = self._members
         return {
             "thetas": [m.theta for m in members],

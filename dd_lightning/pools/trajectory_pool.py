@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dd_lightning.formats import ExpertIdentity, ExpertStore
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.pools.base import (
@@ -18,7 +17,8 @@ from dd_lightning.pools.base import (
     PoolSetup,
     drawn_apart,
 )
-from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
+from dd_lightning.training.recipes import ExpertRecipe
 
 TrajectoryRefresh = Literal["redraw", "advance"]
 
@@ -152,10 +152,10 @@ class TrajectoryPool(CandidatePool):
         if not self.cursors:
             self.cursors = [self.min_start_epoch] * self.size
 
-    def draw(self, count: int, context: StepContext, beside: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
+    def draw(self, count: int, context: StepContext, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
         """Draw distinct experts, each with its start epoch by the refresh rule."""
         generator = context.generator("candidates")
-        experts = drawn_apart(self.size, count, generator, beside)
+        experts = drawn_apart(self.size, count, generator, exclude)
         if self.refresh_rule == "advance":
             return [(i, self.cursors[i]) for i in experts]
         low, high = self.min_start_epoch, self.start_window_end(context.step)

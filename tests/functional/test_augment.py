@@ -99,7 +99,7 @@ def test_operations_by_hand() -> None:
     row = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]] * 2]])
     crop = AugmentationDraw("crop", torch.tensor([[1.0, -1.0]]), (2, 4), (0, 0))
     assert augment(row, crop).tolist() == [[[[0, 1, 2, 3], [0, 0, 0, 0]]]]
-    # A 1 x 2 hole centred one past the last column starts at column 4 - 2 // 2 = 3.
+    # A 1 x 2 hole centered one past the last column starts at column 4 - 2 // 2 = 3.
     cutout = AugmentationDraw("cutout", torch.tensor([[0.0, 4.0]]), (2, 4), (1, 2))
     assert augment(row, cutout).tolist() == [[[[1, 2, 3, 0], [1, 2, 3, 4]]]]
     # Brightness +1 makes (2, 4); factor 2 about 3 makes (1, 5); contrast 0.5 about 3 makes (2, 4).
@@ -153,7 +153,7 @@ def test_gather_window_suffices_at_the_limits(limit: str, size: tuple[int, int])
         torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
 
 
-def test_square_images_need_only_the_nearest_neighbours() -> None:
+def test_square_images_need_only_the_nearest_neighbors() -> None:
     for size in SIZES:
         for operation in ("scale", "rotate"):
             assert DSA(strategy=operation).draw(seeded(0), 1, size).extent == (1, 1)
@@ -253,7 +253,7 @@ def test_parameter_ranges() -> None:
             tolerance = 0.0 if integral else 1e-3 * (high - low)
             assert low - 1e-6 <= float(column.min()) <= low + tolerance
             assert high - tolerance <= float(column.max()) <= high + 1e-6
-            # The mean is the centre of the range, to 4 standard errors (at most half the range / sqrt(n)).
+            # The mean is the center of the range, to 4 standard errors (at most half the range / sqrt(n)).
             assert abs(float(column.mean()) - (low + high) / 2) < 4 * (high - low) / 2 / math.sqrt(count)
         if len(bounds) > 1:
             assert not torch.equal(values[:, 0], values[:, 1])
@@ -263,7 +263,7 @@ def test_cutout_removes_what_the_policy_says() -> None:
     images = torch.ones(2000, 1, 32, 32)
     removed = (augment(images, DSA(strategy="cutout").draw(seeded(9), 2000, (32, 32))) == 0).sum((1, 2, 3))
     assert int(removed.max()) == 16 * 16
-    assert int(removed.min()) >= 8 * 8  # centred on a corner
+    assert int(removed.min()) >= 8 * 8  # centered on a corner
 
 
 def test_flip_probability() -> None:

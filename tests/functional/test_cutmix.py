@@ -32,10 +32,10 @@ def slow_box(uniforms: list[float], size: tuple[int, int]) -> tuple[int, ...]:
     """The box, axis by axis, from the description of the method."""
     own, row, column = uniforms
     limits = []
-    for length, centre in ((size[0], math.floor(row * size[0])), (size[1], math.floor(column * size[1]))):
+    for length, center in ((size[0], math.floor(row * size[0])), (size[1], math.floor(column * size[1]))):
         half = math.floor(math.floor(length * math.sqrt(1 - own)) / 2)
-        inside = [pixel for pixel in range(length) if centre - half <= pixel < centre + half]
-        limits.append((inside[0], inside[-1] + 1) if inside else (centre, centre))
+        inside = [pixel for pixel in range(length) if center - half <= pixel < center + half]
+        limits.append((inside[0], inside[-1] + 1) if inside else (center, center))
     return (*limits[0], *limits[1])
 
 
@@ -62,7 +62,7 @@ def test_distribution() -> None:
     sides = torch.stack([boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]], 1).double()
     assert int(boxes.min()) == 0
     assert int(boxes.max()) == length
-    # Side s = n sqrt(1 - lambda) about a uniform centre; what is inside has the mean s - s^2 / (4 n), and
+    # Side s = n sqrt(1 - lambda) about a uniform center; what is inside has the mean s - s^2 / (4 n), and
     # E sqrt(1 - lambda) = 2/3, E (1 - lambda) = 1/2. Rounding down costs a pixel on average.
     expected = length * (2 / 3 - 1 / 8) - 1
     assert sides.mean(0).tolist() == pytest.approx([expected, expected], abs=0.6)

@@ -139,9 +139,9 @@ def test_fewer_distinct_points_than_clusters(distinct: int, dtype: torch.dtype) 
 
 
 def test_separated_blobs_are_recovered() -> None:
-    centres = 100 * torch.eye(5, 8, dtype=torch.float64)
+    centers = 100 * torch.eye(5, 8, dtype=torch.float64)
     truth = torch.arange(5).repeat(40)
-    points = centres[truth] + random_points(200, 8)
+    points = centers[truth] + random_points(200, 8)
     for seed in range(200):
         start = truth[torch.randperm(200, generator=seeded(seed))[:5]]
         if len(start.unique()) == 5:
@@ -243,7 +243,7 @@ def test_representatives_equal_the_slow_loop(per_cluster: int, seed: int) -> Non
 
 
 def test_too_small_clusters_are_filled_by_hand() -> None:
-    # Clusters {0, 1, 2} and {60}, whose members come first: 1 and one of its neighbours at the same distance, the
+    # Clusters {0, 1, 2} and {60}, whose members come first: 1 and one of its neighbors at the same distance, the
     # first; then 60, and 2 as the nearest that is left.
     points = torch.tensor([[0.0], [1], [2], [60]], dtype=torch.float64)
     chosen = representatives(points, 2, seeded(seed_starting_at(4, {0, 3})), per_cluster=2).view(2, 2).tolist()

@@ -4,15 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dd_lightning.execution.compiled_loss import CompiledLoss, compiled_order
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.functional.products import (
-    CompiledLoss,
-    Order,
-    compiled_order,
-    gradient,
-    gradient_products,
-    gradients,
-)
+from dd_lightning.functional.products import Order, gradient, gradient_products, gradients
 from dd_lightning.networks import FunctionalNetwork
 
 ORDERS: tuple[Order, ...] = ("forward_over_reverse", "reverse_over_reverse")

@@ -35,7 +35,7 @@ def test_sum_limits_and_order(favor: str, normalize: str) -> None:
 
 
 @pytest.mark.parametrize("normalize", ["mean", "zscore"])
-def test_normalised_choices_do_not_depend_on_the_scale(normalize: str) -> None:
+def test_normalized_choices_do_not_depend_on_the_scale(normalize: str) -> None:
     small = selection_probabilities(LOSSES, normalize=normalize)  # type: ignore[arg-type]
     large = selection_probabilities(1000 * LOSSES.double(), normalize=normalize)  # type: ignore[arg-type]
     torch.testing.assert_close(small, large, rtol=1e-5, atol=0)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dd_lightning.execution.compiled_loss import CompiledLoss
 from dd_lightning.functional import trajectory
 from dd_lightning.functional.augment import DSA, AugmentationDraw, augment
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.functional.products import CompiledLoss, Loss, Order, gradient_products
+from dd_lightning.functional.products import Loss, Order, gradient_products
 from dd_lightning.functional.trajectory import (
     InnerStep,
     images_augmented_together,
@@ -200,13 +201,13 @@ def test_students_together_are_those_one_by_one(
     arguments = (problem.lr, problem.images, problem.targets, problem.steps)
     thetas = [problem.start, problem.target, problem.start + problem.target]
     single = [unroll(problem.loss, theta, *arguments, micro_batch) for theta in thetas]
-    for vectorised in (False, True):
-        paths = unroll_together(problem.loss, thetas, *arguments, micro_batch=micro_batch, vectorised=vectorised)
+    for vectorized in (False, True):
+        paths = unroll_together(problem.loss, thetas, *arguments, micro_batch=micro_batch, vectorized=vectorized)
         for path, reference in zip(paths, single, strict=True):
             assert len(path) == STEPS + 1
             for theta, expected in zip(path, reference, strict=True):
                 assert theta.shape == expected.shape
-                assert torch.equal(theta, expected) or (vectorised and relative_error(theta, expected) < 1e-12)
+                assert torch.equal(theta, expected) or (vectorized and relative_error(theta, expected) < 1e-12)
     # a loser's path is freed when it is let go
     assert len({path[0].untyped_storage().data_ptr() for path in paths}) == 3
 

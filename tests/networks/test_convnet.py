@@ -110,7 +110,7 @@ def test_group_norm_has_four_groups() -> None:
     assert layer.num_groups == 4
 
 
-def test_initialisation_is_torch_s_own() -> None:
+def test_initialization_is_torch_s_own() -> None:
     torch.manual_seed(5)
     network = ConvNet(3, 10, (32, 32))
     torch.manual_seed(5)

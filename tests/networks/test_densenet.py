@@ -13,7 +13,7 @@ from tests.networks.zoo_checks import (
     conv_weights,
     count,
     halved,
-    normalised,
+    normalized,
     random_network,
 )
 
@@ -45,7 +45,7 @@ def reference_logits(parameters: list[Tensor], images: Tensor, batch: bool) -> T
     weights = iter(parameters[:-2])
 
     def convolved(x: Tensor, padding: int) -> Tensor:
-        return F.conv2d(normalised(x, weights, batch).clamp(min=0), next(weights), padding=padding)
+        return F.conv2d(normalized(x, weights, batch).clamp(min=0), next(weights), padding=padding)
 
     x = F.conv2d(images, next(weights), padding=1)
     for block, layers in enumerate((6, 12, 24, 16)):
@@ -53,7 +53,7 @@ def reference_logits(parameters: list[Tensor], images: Tensor, batch: bool) -> T
             x = halved(convolved(x, 0))
         for _ in range(layers):
             x = torch.cat([convolved(convolved(x, 0), 1), x], 1)
-    x = normalised(x, weights, batch).clamp(min=0)
+    x = normalized(x, weights, batch).clamp(min=0)
     assert next(weights, None) is None
     return x.mean((2, 3)) @ parameters[-2].T + parameters[-1]
 

@@ -176,7 +176,7 @@ def test_batch_norm_uses_the_batch_and_remembers_nothing() -> None:
     first = network(theta, images)
     network(theta, 5 + 3 * images)
     assert torch.equal(network(theta, images), first)
-    # It normalises over the batch: an image's logits depend on the others.
+    # It normalizes over the batch: an image's logits depend on the others.
     assert not torch.allclose(network(theta, images[:3]), first[:3], atol=1e-3)
 
 

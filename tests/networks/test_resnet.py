@@ -16,7 +16,7 @@ from tests.networks.zoo_checks import (
     conv_weights,
     count,
     halved,
-    normalised,
+    normalized,
     random_network,
 )
 
@@ -52,19 +52,19 @@ def test_convolutions_of_the_reference(name: str, tensors: int, weights: int) ->
 
 def reference_logits(parameters: list[Tensor], images: Tensor, blocks: int, batch: bool, average: bool) -> Tensor:
     weights = iter(parameters[:-2])
-    x = normalised(F.conv2d(images, next(weights), padding=1), weights, batch).clamp(min=0)
+    x = normalized(F.conv2d(images, next(weights), padding=1), weights, batch).clamp(min=0)
     for stage in range(4):
         for block in range(blocks):
             halve = stage > 0 and block == 0
             stride = 2 if halve and not average else 1
             y = F.conv2d(x, next(weights), stride=stride, padding=1)
-            y = normalised(y, weights, batch).clamp(min=0)
+            y = normalized(y, weights, batch).clamp(min=0)
             if halve and average:
                 y = halved(y)
-            y = normalised(F.conv2d(y, next(weights), padding=1), weights, batch)
+            y = normalized(F.conv2d(y, next(weights), padding=1), weights, batch)
             if halve:
                 x = F.conv2d(x, next(weights), stride=stride)
-                x = normalised(halved(x) if average else x, weights, batch)
+                x = normalized(halved(x) if average else x, weights, batch)
             x = (x + y).clamp(min=0)
     assert next(weights, None) is None
     return x.mean((2, 3)) @ parameters[-2].T + parameters[-1]

@@ -12,7 +12,7 @@ from tests.networks.zoo_checks import (
     check_one_line_error,
     conv_weights,
     count,
-    normalised,
+    normalized,
     random_network,
 )
 
@@ -31,7 +31,7 @@ def reference_logits(parameters: list[Tensor], images: Tensor, batch: bool, padd
     x = images
     for layer in range(8):
         x = F.conv2d(x, next(weights), next(weights), padding=1 if layer else padding)
-        x = normalised(x, weights, batch).clamp(min=0)
+        x = normalized(x, weights, batch).clamp(min=0)
         if layer in {0, 1, 3, 5, 7}:
             x = F.max_pool2d(x, 2)
     assert next(weights, None) is None

@@ -31,7 +31,7 @@ def seeded(name: str, channels: int = 3, size: int = 32) -> ZooNetwork:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "efficientnet_b0"])
-def test_logits_and_initialisation_are_torchvision_s(name: str) -> None:
+def test_logits_and_initialization_are_torchvision_s(name: str) -> None:
     network = seeded(f"torchvision/{name}")
     torch.manual_seed(3)
     expected = torchvision.models.get_model(name, weights=None, num_classes=10)

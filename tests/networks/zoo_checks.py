@@ -29,7 +29,7 @@ def random_network(name: str, channels: int, size: tuple[int, int], classes: int
     return network
 
 
-def normalised(maps: Tensor, weights: Iterator[Tensor], batch: bool) -> Tensor:
+def normalized(maps: Tensor, weights: Iterator[Tensor], batch: bool) -> Tensor:
     """Batch or instance norm by its definition."""
     gain, shift = next(weights), next(weights)
     pixels = (0, 2, 3) if batch else (2, 3)

@@ -11,23 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from dd_lightning.colors import NormalizedSpace
-from dd_lightning.functional.class_matching import Statistics
+from dd_lightning.functional.distances import Metric, step_per_iteration
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation
-from dd_lightning.functional.matching import Metric, step_per_iteration
 from dd_lightning.functional.policies import augment_in_turn
 from dd_lightning.functional.products import gradient_products
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork, build_network, training_loss
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching
 from dd_lightning.objectives.base import ScoredCandidate
+from dd_lightning.objectives.class_statistics import Statistics
 from dd_lightning.objectives.classwise import ClassBatch, ClasswiseDraw
 from dd_lightning.pools import Candidate, NetworkPool
-from dd_lightning.real import RealSet
-from dd_lightning.recipes import NetworkRecipe
-from dd_lightning.sampling import class_representatives
-from dd_lightning.synthetic import SyntheticSet, class_labels
+from dd_lightning.sets.class_batches import class_representatives
+from dd_lightning.sets.color_spaces import NormalizedSpace
+from dd_lightning.sets.initial import class_labels
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.synthetic import SyntheticSet
+from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
 
 METRICS: list[Metric] = ["mse", "l1", "l1_mean", "cos"]
@@ -40,7 +41,7 @@ MEAN, STD = (0.5, 0.4, 0.6), (0.25, 0.2, 0.3)
 
 
 def slow_decode(synthetic: SyntheticSet, images: Tensor) -> Tensor:
-    """Cut, enlarge and normalise stored images one tile at a time."""
+    """Cut, enlarge and normalize stored images one tile at a time."""
     pixels, formation = synthetic.space is not None, synthetic.formation
     decoded = []
     for image in images:
@@ -255,7 +256,7 @@ FORMATIONS = [Formation(), Formation(2), Formation(3), Formation(2, "multi")]
 
 @pytest.mark.parametrize("pixels", [False, True], ids=["network", "pixels"])
 @pytest.mark.parametrize("formation", FORMATIONS, ids=lambda f: f"{f.factor}-{f.kind}")
-def test_through_decoding_and_colour_space(formation: Formation, pixels: bool) -> None:
+def test_through_decoding_and_color_space(formation: Formation, pixels: bool) -> None:
     case = problem(bidirectional(alpha=2.0), "ConvNet-2-W4-SIGMOID", formation, pixels)
     assert_equals_the_loop(case)
     if formation.factor > 1:  # each class matches some of its tiles only
@@ -661,7 +662,7 @@ def test_numbers_out_of_range(options: dict[str, Any], said: str) -> None:
 
 
 def distilled(folder: Path, **options: Any) -> tuple[Tensor, dict[str, Any]]:  # noqa: ANN401
-    """Run four steps; return the images and their optimiser's group."""
+    """Run four steps; return the images and their optimizer's group."""
     module = small.module(
         folder,
         objective=gradient_matching(batch_real=8),

@@ -10,14 +10,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dd_lightning.colors import NormalizedSpace
-from dd_lightning.compiling import compiles
-from dd_lightning.functional.class_matching import CompiledMatching
+from dd_lightning.execution.compile import compiles
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import BidirectionalMatching, DistributionMatching, GradientMatching, classwise
+from dd_lightning.objectives.class_statistics import CompiledMatching
 from dd_lightning.objectives.classwise import ClasswiseMatching
+from dd_lightning.sets.color_spaces import NormalizedSpace
 from tests import small
 from tests.objectives.test_classwise import BATCH, Problem, problem, relative_error
 

@@ -14,8 +14,9 @@ from dd_lightning.networks import FunctionalNetwork, build_network
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.objectives.distribution_matching import DistributionMatching
 from dd_lightning.pools import LiveNetwork, NetworkPool
-from dd_lightning.real import RealSet
-from dd_lightning.synthetic import SyntheticSet, class_labels
+from dd_lightning.sets.initial import class_labels
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.synthetic import SyntheticSet
 from tests import small
 
 CLASSES, SHAPE, NAME = 3, (2, 8, 8), "ConvNet-2-W4-SIGMOID"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from dd_lightning.execution.compiled_loss import CompiledLoss
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.products import CompiledLoss
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import TrajectoryMatching, trajectory_matching
 from tests import small

@@ -17,8 +17,8 @@ from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import FunctionalNetwork, build_network
 from dd_lightning.pools import NetworkPool, PoolSetup, network_pool
 from dd_lightning.pools.network_pool import NetworkRefresh
-from dd_lightning.real import RealSet
-from dd_lightning.recipes import NetworkRecipe
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
 
 SEED, COUNT, SIZE = 7, 90, (8, 8)
@@ -61,7 +61,7 @@ def weights(pool: NetworkPool) -> list[Tensor]:
 
 
 def first_weights(place: int, births: int = 0, seed: int = SEED) -> Tensor:
-    """Return what torch initialises a network with, from the place's own stream."""
+    """Return what torch initializes a network with, from the place's own stream."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_generator(seed, births, f"network-{place}/initial").initial_seed())
         return flat(build_network(small.NETWORK, 1, small.CLASSES, SIZE))
@@ -208,11 +208,11 @@ def test_pretraining_passes_over_every_image_once(monkeypatch: pytest.MonkeyPatc
     assert sorted(first) == sorted(second) == list(range(COUNT))
     assert first != second
     assert pool.batches_drawn == 0  # the updates' own epochs are untouched
-    assert pool.scalars() == {"pool/mean_age": 0.0, "pool/reinitialised": 0.0}
+    assert pool.scalars() == {"pool/mean_age": 0.0, "pool/reinitialized": 0.0}
     refresh(pool, 0)  # its limit is half of two
     assert sorted(seen.epochs()[2]) == list(range(COUNT))
     assert len(seen.epochs()) == 3
-    assert pool.scalars() == {"pool/mean_age": 0.0, "pool/reinitialised": 1.0}
+    assert pool.scalars() == {"pool/mean_age": 0.0, "pool/reinitialized": 1.0}
     assert pool.batches_drawn == 0
 
 
@@ -242,7 +242,7 @@ def test_a_network_is_used_age_limit_times() -> None:
     for step in (0, 3, 6):
         assert torch.equal(used[step], first_weights(0, step // 3))
     assert len({theta.sum().item() for theta in used}) == 8
-    assert pool.batches_drawn == 3 * 6  # re-initialisation takes the place of an update: after uses 3 and 6
+    assert pool.batches_drawn == 3 * 6  # re-initialization takes the place of an update: after uses 3 and 6
 
 
 def test_age_limit_one_is_a_fresh_network_at_every_use() -> None:
@@ -271,7 +271,7 @@ def test_first_generation_is_staggered(size: int, limit: int | None, deaths: lis
                 died[place].append(update)
     if limit is None:
         assert died == [[], [], []]
-        assert pool.scalars() == {"pool/mean_age": 20.0, "pool/reinitialised": 0.0}
+        assert pool.scalars() == {"pool/mean_age": 20.0, "pool/reinitialized": 0.0}
         return
     assert [each[0] for each in died] == deaths
     for each, first in zip(died, deaths, strict=True):  # later generations live as long as they may
@@ -290,7 +290,7 @@ def test_the_rule_says_who_moves(rule: NetworkRefresh, expected: set[int]) -> No
     state = pool.state_dict()
     assert state["ages"] == [int(place in expected) for place in range(4)]
     assert [momentum is not None for momentum in state["momenta"]] == [place in expected for place in range(4)]
-    assert pool.scalars() == {"pool/mean_age": len(expected) / 4, "pool/reinitialised": 0.0}
+    assert pool.scalars() == {"pool/mean_age": len(expected) / 4, "pool/reinitialized": 0.0}
     assert pool.batches_drawn == 3 * len(expected)
 
 
@@ -316,9 +316,9 @@ def test_reborn_networks_depend_on_seed_place_and_births_alone(pretrain_epochs: 
         assert one.state_dict()["momenta"] == [None, None]
 
 
-def test_momentum_is_gone_after_re_initialisation() -> None:
+def test_momentum_is_gone_after_re_initialization() -> None:
     pool, data = made(age_limit=2), real()
-    for _ in range(3):  # update, re-initialisation, update
+    for _ in range(3):  # update, re-initialization, update
         refresh(pool)
     network = rebuilt(first_weights(0, 1))
     train(network, slow_sgd(network), running_batches(3, 3), data)
@@ -342,7 +342,7 @@ def test_draws_are_distinct_uniform_and_those_of_the_stream() -> None:
 
 def test_what_a_step_was_handed_does_not_change() -> None:
     pool = made(age_limit=2, num_networks=1)
-    for _ in range(3):  # update, re-initialisation, update
+    for _ in range(3):  # update, re-initialization, update
         candidate = pool.load((0,))
         copy = candidate.theta.clone()
         refresh(pool)
@@ -369,7 +369,7 @@ def test_a_state_on_disk_goes_on_bit_for_bit(options: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"num_networks": 3, "age_limit": 4, "recipe": small.LIVE_RECIPE, **options}
     whole = made(**settings)
     go_on(whole, range(9))
-    assert whole.scalars()["pool/reinitialised"] > 1
+    assert whole.scalars()["pool/reinitialized"] > 1
     for stop in (0, 1, 5):
         pool, file = made(**settings), io.BytesIO()
         go_on(pool, range(stop))

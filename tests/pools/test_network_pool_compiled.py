@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from dd_lightning.execution.compiled_loss import CompiledLoss
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.products import CompiledLoss
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools import NetworkPool, PoolSetup, network_pool
-from dd_lightning.real import RealSet
-from dd_lightning.recipes import NetworkRecipe
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
 
 # of 90 images: an epoch is five batches of 16 and one of 10, and an update seven batches; about half are mixed

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from dd_lightning.formats import ExpertIdentity, ExpertStore
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools import PoolSetup, TrajectoryPool
-from dd_lightning.recipes import ExpertRecipe
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
+from dd_lightning.training.recipes import ExpertRecipe
 from tests import small
 
 

@@ -1,0 +1,100 @@
+"""The synthetic set as files and as a picture in TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from dd_lightning.functional.errors import InputError
+from dd_lightning.module import DistillationModule, as_distillation
+from dd_lightning.sets.atomic_write import write_atomically
+from dd_lightning.sets.pictures import image_grid, png_bytes
+from dd_lightning.sets.synthetic_file import SyntheticFile, save_synthetic
+
+
+class SyntheticSetWriter(Callback):
+    """Write ``synthetic.safetensors`` and ``synthetic.png`` beside the logs, and the picture to TensorBoard.
+
+    Args:
+        every_n_steps: Distance between writes; the first and the last step are always written.
+        max_per_class: Images per class in the picture.
+
+    Raises:
+        InputError: If a number is below 1.
+    """
+
+    FILE = "synthetic.safetensors"
+    PICTURE = "synthetic.png"
+
+    def __init__(self, every_n_steps: int = 100, max_per_class: int = 10) -> None:
+        if every_n_steps < 1 or max_per_class < 1:
+            raise InputError(
+                f"writer.every_n_steps is {every_n_steps} and max_per_class is {max_per_class}; both must be >= 1"
+            )
+        self.every_n_steps = every_n_steps
+        self.max_per_class = max_per_class
+        self.config: dict[str, Any] = {}
+        """The run's resolved configuration, to be kept in the file; the command line sets it."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the initial set."""
+        self.write(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401  (Lightning's own signature)
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Write every n-th step."""
+        del outputs, batch, batch_idx
+        if trainer.global_step % self.every_n_steps == 0:
+            self.write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last set."""
+        if trainer.global_step % self.every_n_steps != 0:
+            self.write(trainer, pl_module)
+
+    def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the current set, file and picture."""
+        module = as_distillation(pl_module)
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        file = synthetic_file(module, trainer.global_step, self.config)
+        save_synthetic(folder / self.FILE, file)
+        pixels = file.images if file.stored_as == "pixels" else module.datamodule.space.decode(file.images)
+        grid = image_grid(pixels, file.num_classes, self.max_per_class)
+        write_atomically(folder / self.PICTURE, png_bytes(grid))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("synthetic", grid, trainer.global_step)
+
+
+def synthetic_file(module: DistillationModule, step: int, config: dict[str, Any]) -> SyntheticFile:
+    """Return the module's synthetic set with all that is needed to evaluate it years later."""
+    synthetic, data = module.synthetic_set, module.datamodule
+    return SyntheticFile(
+        images=synthetic.images.detach().cpu(),
+        labels=synthetic.targets.detach().cpu(),
+        label_kind="hard" if synthetic.label_kind == "hard" else "logits",
+        lr=module.student_lr if module.objective.uses_student_lr else None,
+        color_space=data.space.kind,
+        color_space_tensors=data.space.tensors(),
+        ipc=module.ipc,
+        effective_ipc=module.effective_ipc,
+        factor=module.formation.factor,
+        formation=module.formation.kind,
+        stored_as=module.image_space,
+        num_classes=data.num_classes,
+        dataset=data.name,
+        class_names=list(data.class_names),
+        objective=type(module.objective).__name__,
+        network=module.network.name,
+        step=step,
+        config=config,
+    )

@@ -1,0 +1,133 @@
+"""What a command closes with: a summary as plain values, and the tables made of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from dd_lightning.callbacks import EvalCallback, EvaluationPoint
+from dd_lightning.execution.memory import peak_memory_bytes
+from dd_lightning.module import DistillationModule
+from dd_lightning.training.evaluation import mean_std
+
+
+def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallback | None) -> dict[str, Any]:
+    """Return what a run achieved and what it cost, as values that JSON can hold.
+
+    Accuracies are in [0, 1], one for each network; ``last`` is the headline, ``best`` was chosen afterwards. Where the
+    recipe tests the networks several times, ``best_validation`` is the best test of each one.
+    """
+    accuracies: dict[str, Any] = {}
+    random_real: dict[str, Any] | None = None
+    if evaluation is not None:
+        for name in dict.fromkeys(point.network for point in evaluation.points):
+            last, best = evaluation.last(name), evaluation.best(name)
+            accuracies[name] = {
+                "split": evaluation.split,
+                "last": {"step": last.step, **_accuracies(last)},
+                "best": {"step": best.step, **_accuracies(best)},
+            }
+        if (baseline := evaluation.random_real) is not None:
+            random_real = {"network": baseline.network, **_accuracies(baseline)}
+    full = module.pool.full_set_accuracies()
+    return {
+        "images": len(module.synthetic_set),
+        "decoded_images": module.synthetic_set.decoded_size,
+        "networks": accuracies,
+        "random_real": random_real,
+        "full_set": None if full is None else {"accuracies": list(full.accuracies), "trained": full.description},
+        "steps": trainer.global_step,
+        "skipped_steps": module.skipped_steps,
+        "candidate_evaluations": module.candidate_evaluations,
+        "seconds": module.seconds,
+        "seconds_evaluating": evaluation.seconds if evaluation is not None else 0.0,
+        "seconds_training_experts": module.expert_seconds,
+        "peak_memory_bytes": peak_memory_bytes(module.device),
+        "device": str(module.device),
+        "files": str(trainer.log_dir or trainer.default_root_dir),
+    }
+
+
+def _accuracies(point: EvaluationPoint) -> dict[str, Any]:
+    values: dict[str, Any] = {"accuracies": list(point.accuracies)}
+    if len(point.validations) > 1:
+        values |= {"validations": len(point.validations), "best_validation": list(point.best_accuracies)}
+    return values
+
+
+def closing_table(result: dict[str, Any]) -> Table:
+    """Lay a :func:`summary` out for a person."""
+    table = Table(title="Dataset distillation", show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, network in result["networks"].items():
+        last, best = network["last"], network["best"]
+        how = f"step {last['step']}; {len(last['accuracies'])} fresh {name}, held-out {network['split']} data"
+        if result["decoded_images"] != result["images"]:
+            how += f", trained on the {result['decoded_images']} that these decode to"
+        table.add_row(f"{result['images']} distilled images", f"{percent(last['accuracies'])}  ({how})")
+        if "best_validation" in last:
+            table.add_row(
+                f"best of {last['validations']} validations",
+                f"{percent(last['best_validation'])}  (step {last['step']}; chosen on the same data)",
+            )
+        baseline = result["random_real"]
+        if baseline is not None and baseline["network"] == name:
+            gain = 100 * (mean_std(last["accuracies"])[0] - mean_std(baseline["accuracies"])[0])
+            table.add_row(
+                f"{result['images']} random real images",
+                f"{percent(baseline['accuracies'])}  (same recipe; distilled is {gain:+.1f} points)",
+            )
+        fewer = len(best["accuracies"]) < len(last["accuracies"])
+        of = f"; of {len(best['accuracies'])} {'network' if len(best['accuracies']) == 1 else 'networks'}" * fewer
+        table.add_row("best step, chosen afterwards", f"{percent(best['accuracies'])}  (step {best['step']}{of})")
+    if result["full_set"] is not None:
+        full = result["full_set"]
+        table.add_row("full training set", f"{percent(full['accuracies'])}  ({full['trained']})")
+    skipped = f", {result['skipped_steps']} of them skipped" if result["skipped_steps"] else ""
+    table.add_row(
+        "steps", f"{result['steps']}{skipped}; {round(result['candidate_evaluations'], 1)} candidates evaluated"
+    )
+    parts = {"evaluating": result["seconds_evaluating"], "training experts before": result["seconds_training_experts"]}
+    spent = ", ".join(f"{seconds:.0f} {what}" for what, seconds in parts.items() if seconds > 0)
+    table.add_row("seconds", f"{result['seconds']:.0f}" + (f"  ({spent})" if spent else ""))
+    if result["peak_memory_bytes"] is not None:
+        what = "allocator" if result["device"].startswith("cuda") else "process"
+        table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB ({what}, {result['device']})")
+    table.add_row("files", result["files"])
+    return table
+
+
+def evaluation_table(file: Path, images: int, decoded: int, points: Sequence[EvaluationPoint]) -> Table:
+    """Return the accuracies of one synthetic set on several architectures."""
+    decoding = f", decoded to {decoded}" if decoded != images else ""
+    table = Table(title=f"{file}: {images} images{decoding}", title_justify="left")
+    validations = max((len(point.validations) for point in points), default=0)
+    best = [f"best of {validations} validations, chosen on the same data"] if validations > 1 else []
+    for heading in ("network", "networks trained", "held-out accuracy", *best, "seconds"):
+        table.add_column(heading)
+    for point in points:
+        accuracies = [percent(each) for each in (point.accuracies, point.best_accuracies)[: 1 + len(best)]]
+        table.add_row(point.network, str(len(point.accuracies)), *accuracies, f"{point.seconds:.0f}")
+    return table
+
+
+def show(table: Table) -> None:
+    """Print a table to the terminal."""
+    Console().print(table)
+
+
+def percent(accuracies: Sequence[float]) -> str:
+    """Format accuracies in [0, 1] as mean and population standard deviation; a single one has no deviation.
+
+    Example:
+        >>> percent([0.5, 0.7]), percent([0.5])
+        ('60.0 ± 10.0 %', '50.0 %')
+    """
+    mean, std = mean_std(accuracies)
+    if len(accuracies) == 1:
+        return f"{100 * mean:.1f} %"
+    return f"{100 * mean:.1f} ± {100 * std:.1f} %"

@@ -1,0 +1,296 @@
+"""What all data modules share: reading once, holding out, color space, fingerprint, step loader."""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from dd_lightning.datamodules.steps import StepLoader
+from dd_lightning.datamodules.whitening_cache import cached_zca
+from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.whitening import fit_zca
+from dd_lightning.sets.color_spaces import ColorKind, ColorSpace, NormalizedSpace, PixelSpace, ZCASpace
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.splits import stratified_split
+
+ZCA_EPS = 0.1
+"""What is added to the eigenvalues before whitening: the value of the trajectory-matching reference."""
+
+_SMALLEST_STD = 1e-6
+"""Below this a channel counts as constant; one gray level of 255 in one pixel of a million is 4e-6."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that is known once the data were read."""
+
+    train: RealSet
+    val: RealSet | None
+    test: RealSet
+    space: ColorSpace
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+
+class DistillationDataModule(LightningDataModule, ABC):
+    """Real data for distillation: a training set to compress and held-out sets to test on.
+
+    A subclass says how to read the data (:meth:`load`). Everything is held as one tensor per split; the train
+    loader yields step numbers only (:class:`~dd_lightning.datamodules.steps.StepLoader`). The properties read the
+    data when they are first used, so that the number of classes can be linked to other options before
+    ``setup``.
+
+    Args:
+        root: Folder with the data files.
+        download: Fetch the files when they are not under ``root``.
+        color_space: What networks see: ``normalized`` channels, ``zca``-whitened pixels (fitted on the
+            training images alone, with eps 0.1, the trajectory-matching reference's value), or the ``pixel``
+            values in [0, 1].
+        val_fraction: Share of every class that is taken out of the training data, to choose settings on
+            without looking at the test data. 0, the default, holds nothing out.
+        split_seed: Seed of every random split of the data; separate from the seed of the run, so that runs
+            compare.
+        cache_dir: Folder for fitted ZCA matrices; ``<root>/.dd_lightning`` when left out.
+
+    Raises:
+        InputError: If ``val_fraction`` is out of range or ``color_space`` is unknown.
+    """
+
+    name: str = "data"
+    """Short name of the data set, as written into files, such as ``cifar10``."""
+
+    channel_stats: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
+    """Published mean and standard deviation of each channel; ``None`` to compute them."""
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        color_space: ColorKind = "normalized",
+        val_fraction: float = 0.0,
+        split_seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"val_fraction is {val_fraction}; it must lie in [0, 1): change it")
+        if color_space not in ("normalized", "zca", "pixel"):
+            raise InputError(f"color_space is {color_space!r}: use one of 'normalized', 'zca', 'pixel'")
+        self.root = Path(root)
+        self.download = download
+        self.color_space = color_space
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else self.root / ".dd_lightning"
+        self._ready: _Ready | None = None
+
+    @abstractmethod
+    def load(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Read all training or all test images.
+
+        Returns:
+            Images ``[n, C, H, W]``, uint8 or floats in [0, 1], and their class numbers ``[n]``.
+        """
+
+    def load_class_names(self) -> Sequence[str] | None:
+        """Return the name of each class, or ``None`` for plain numbers; called after :meth:`load`."""
+        return None
+
+    def prepare_data(self) -> None:
+        """Fetch files and fill the cache in one process, before the others look for them."""
+        self._prepared()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data; does nothing when that was done already.
+
+        Raises:
+            InputError: If the data are missing or do not fit together.
+        """
+        del stage  # every stage needs every split
+        self._prepared()
+
+    def train_dataloader(self) -> StepLoader:
+        """Return the numbers of the steps that are left, for the trainer that this module is attached to.
+
+        Raises:
+            InputError: If there is no trainer or it has no ``max_steps``.
+        """
+        if self.trainer is None:
+            raise InputError("there is no trainer to take steps from: pass the data module to Trainer.fit")
+        return StepLoader(self.trainer)
+
+    def held_out(self, split: Literal["test", "val"]) -> RealSet:
+        """Return the images that evaluation may use.
+
+        Raises:
+            InputError: If ``"val"`` is asked for and nothing was held out.
+        """
+        if split == "test":
+            return self.test
+        if split != "val":
+            raise InputError(f"split {split!r} is unknown: use 'test' or 'val'")
+        if self.val is None:
+            raise InputError(
+                "the 'val' split was asked for but val_fraction is 0, so nothing is held out: "
+                "set val_fraction above 0 or use 'test'"
+            )
+        return self.val
+
+    @property
+    def train(self) -> RealSet:
+        """Training images in the color space, without those of ``val``."""
+        return self._prepared().train
+
+    @property
+    def val(self) -> RealSet | None:
+        """Images held out of the training data; ``None`` when ``val_fraction`` is 0."""
+        return self._prepared().val
+
+    @property
+    def test(self) -> RealSet:
+        """Test images in the color space."""
+        return self._prepared().test
+
+    @property
+    def space(self) -> ColorSpace:
+        """The color space of all three sets."""
+        return self._prepared().space
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return self.train.num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape ``(C, H, W)`` of one image."""
+        return self.train.image_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class."""
+        return self._prepared().class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the training data and the color space.
+
+        They change with the training pixels, their labels, the val split and the color space, and do not
+        depend on where the files lie.
+        """
+        return self._prepared().fingerprint
+
+    def _prepared(self) -> _Ready:
+        if self._ready is None:
+            self._ready = self._prepare()
+        return self._ready
+
+    def _prepare(self) -> _Ready:
+        images, labels = self._checked(self.load(train=True), "train")
+        test_images, test_labels = self._checked(self.load(train=False), "test")
+        names = self.load_class_names()
+        num_classes = len(names) if names is not None else int(labels.max()) + 1
+        val_images, val_labels = images[:0], labels[:0]
+        if self.val_fraction > 0:
+            kept, held = stratified_split(labels, self.val_fraction, self.split_seed, "val split")
+            val_images, val_labels = images[held], labels[held]
+            images, labels = images[kept], labels[kept]
+        fingerprint = self._fingerprint(images, labels)
+        space = self._fit_space(images, fingerprint)
+
+        def real_set(split: str, raw: Tensor, of: Tensor) -> RealSet:
+            try:
+                return RealSet(space.encode(_to_unit(raw)), of, num_classes)
+            except InputError as error:
+                raise InputError(f"the {split} split of {self.name}: {error}") from None
+
+        return _Ready(
+            train=real_set("train", images, labels),
+            val=real_set("val", val_images, val_labels) if self.val_fraction > 0 else None,
+            test=real_set("test", test_images, test_labels),
+            space=space,
+            class_names=tuple(names) if names is not None else tuple(map(str, range(num_classes))),
+            fingerprint=fingerprint,
+        )
+
+    def _checked(self, loaded: tuple[Tensor, Tensor], split: str) -> tuple[Tensor, Tensor]:
+        images, labels = loaded
+        what = f"the {split} split of {self.name}"
+        if images.ndim != 4 or len(images) == 0 or labels.shape != (len(images),):
+            raise InputError(
+                f"{what} has images {list(images.shape)} and labels {list(labels.shape)}; "
+                "[n, C, H, W] and [n] with n > 0 are needed: mend the data"
+            )
+        if images.is_floating_point():
+            low, high = float(images.min()), float(images.max())
+            if not 0 <= low <= high <= 1:
+                raise InputError(
+                    f"{what} has pixels from {low:g} to {high:g}; floats must lie in [0, 1]: "
+                    "rescale them or pass uint8, and leave normalization to color_space"
+                )
+        elif images.dtype != torch.uint8:
+            raise InputError(f"{what} has {images.dtype} pixels: pass uint8, or floats in [0, 1]")
+        return images.contiguous(), labels.to(torch.int64)
+
+    def _fit_space(self, images: Tensor, fingerprint: str) -> ColorSpace:
+        if self.color_space == "pixel":
+            return PixelSpace()
+        if self.color_space == "zca":
+            path = self.cache_dir / f"zca-{fingerprint}.safetensors"
+            dimension = math.prod(images.shape[1:])
+            return ZCASpace(cached_zca(path, dimension, lambda: fit_zca(_to_unit(images), eps=ZCA_EPS)))
+        if self.channel_stats is not None:
+            mean, std = self.channel_stats
+            return NormalizedSpace(torch.tensor(mean), torch.tensor(std))
+        return NormalizedSpace(*channel_mean_std(images))
+
+    def _fingerprint(self, images: Tensor, labels: Tensor) -> str:
+        # Computed statistics and matrices follow from the pixels; describing them by rule keeps
+        # the fingerprint free of rounding, which differs between machines.
+        rule = {
+            "pixel": "pixel",
+            "zca": f"zca eps={ZCA_EPS}",
+            "normalized": f"normalized {self.channel_stats or 'computed'}",
+        }[self.color_space]
+        digest = hashlib.blake2b(f"{images.dtype} {list(images.shape)} {rule}".encode(), digest_size=8)
+        digest.update(images.numpy(force=True).data)
+        digest.update(labels.contiguous().numpy(force=True).data)
+        return digest.hexdigest()
+
+
+def channel_mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel over pixels in [0, 1], float32 ``[C]`` each.
+
+    A constant channel gets the standard deviation 1, so that dividing by it is harmless.
+
+    Args:
+        images: uint8, or floats in [0, 1], ``[n, C, H, W]``.
+
+    Example:
+        >>> mean, std = channel_mean_std(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
+        >>> mean.item(), std.item()
+        (0.5, 0.5)
+    """
+    count = images.numel() / images.shape[1]
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    for chunk in torch.split(images, 4096):
+        total += _to_unit(chunk, torch.float64).sum(dim=(0, 2, 3)).cpu()
+    mean = total / count
+    spread = torch.zeros_like(mean)
+    for chunk in torch.split(images, 4096):
+        centered = _to_unit(chunk, torch.float64).cpu() - mean[:, None, None]
+        spread += centered.square().sum(dim=(0, 2, 3))
+    std = (spread / count).sqrt()
+    return mean.float(), torch.where(std < _SMALLEST_STD, 1.0, std).float()
+
+
+def _to_unit(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return pixels in [0, 1] as ``dtype``, from uint8 or floats."""
+    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)

@@ -1,0 +1,1 @@
+"""How things are computed: compilation, precision, memory. Never part of a method."""

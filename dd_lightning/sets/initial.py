@@ -1,0 +1,83 @@
+"""S_0: the synthetic set that distillation starts from."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.formation import Formation, pack
+from dd_lightning.sets.class_batches import Features, class_representatives
+from dd_lightning.sets.real import RealSet
+
+Initialization = Literal["real", "kmeans", "noise"]
+
+
+def class_labels(num_classes: int, ipc: int) -> Tensor:
+    """Return the hard labels of a class-sorted set, [C*ipc].
+
+    Example:
+        >>> class_labels(3, 2).tolist()
+        [0, 0, 1, 1, 2, 2]
+    """
+    return torch.arange(num_classes).repeat_interleave(ipc)
+
+
+def check_initial(real: RealSet, ipc: int, init: Initialization, formation: Formation) -> None:
+    """Check that images can be cut as the formation says, and that there are real ones enough for S_0.
+
+    Raises:
+        InputError: If ``ipc`` is below 1, the factor exceeds the image, or the smallest class has too few images.
+    """
+    if ipc < 1:
+        raise InputError(f"ipc is {ipc}; it must be at least 1 image per class")
+    formation.check_size(*real.image_shape[-2:])
+    tiles, smallest = _tiles(ipc, init, formation), min(real.class_counts)
+    if tiles > smallest:
+        what = f"ipc {ipc} with factor {formation.factor} starts from {tiles} real images per class"
+        raise InputError(
+            f"{what}, but class {real.class_counts.index(smallest)}, the smallest, has {smallest}; "
+            "lower ipc or factor, or set init: noise"
+        )
+
+
+def initial_images(
+    real: RealSet,
+    ipc: int,
+    init: Initialization,
+    generator: torch.Generator,
+    formation: Formation = Formation(),  # noqa: B008  (frozen)
+    features: Callable[[], Features] | None = None,
+) -> Tensor:
+    """Draw S_0 from the paper's P_S, [C*ipc, ch, H, W], sorted by class, in the real set's color space.
+
+    NOTE: IDC starts from the first images of each class in the order of the files; here they are drawn.
+
+    Args:
+        real: The training data.
+        ipc: Images per class.
+        init: ``"real"``, random real images of each class without replacement (the MTT reference's default);
+            ``"kmeans"``, the real images nearest to the centroids of k-means (DREAM's); or ``"noise"``, standard normal
+            numbers. With a factor f, f^2 real images are shrunk to the tiles of each image.
+        generator: Source of the draw.
+        formation: How images decode.
+        features: For ``"kmeans"``: gives the features to cluster by.
+
+    Raises:
+        InputError: If ``ipc`` is below 1, the factor exceeds the image, or the smallest class has too few images.
+    """
+    check_initial(real, ipc, init, formation)
+    if init == "noise":
+        shape = (real.num_classes * ipc, *real.image_shape)
+        return torch.randn(shape, generator=generator, device=generator.device).to(real.images.device)
+    tiles = _tiles(ipc, init, formation)
+    if init == "real" or features is None:
+        indices = real.sample_per_class(tiles, generator).to(real.images.device)
+    else:
+        indices = torch.cat(class_representatives(real, tiles, features(), generator))
+    return pack(real.images[indices], formation)
+
+
+def _tiles(ipc: int, init: Initialization, formation: Formation) -> int:
+    return 1 if init == "noise" else ipc * formation.factor**2

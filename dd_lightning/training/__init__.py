@@ -1,0 +1,1 @@
+"""Training networks by SGD on tensors: experts, live networks and evaluation."""
