@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -20,17 +20,15 @@ from dd_lightning.functional.formation import Formation, FormationKind
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
 from dd_lightning.objectives import MatchingObjective, ScoredCandidate, TrajectoryMatching
-from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup
+from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup, teacher_logits
 from dd_lightning.sets.class_batches import Features
 from dd_lightning.sets.color_spaces import color_space_from_tensors
 from dd_lightning.sets.initial import Initialization, check_initial, class_labels, initial_images
 from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.synthetic import LabelKind, SyntheticSet
-from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
-from dd_lightning.training.experts import train_experts
-from dd_lightning.training.recipes import ExpertRecipe
 
 ImageSpace = Literal["network", "pixels"]
+Value = TypeVar("Value")
 
 DEFAULT_STEPS = 2000
 """Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
@@ -113,10 +111,10 @@ class DistillationModule(LightningModule):
             raise InputError("clamp is true, but inner_loop is null; images are clamped every inner_loop steps: set it")
         self.objective: MatchingObjective = objective or TrajectoryMatching()
         self.pool: CandidatePool = pool or self.objective.default_pool()
-        if not issubclass(self.pool.gives, self.objective.candidates):
+        if not issubclass(self.pool.candidate_type, self.objective.candidates):
             raise InputError(
                 f"{type(self.objective).__name__} learns from {self.objective.candidates.__name__}, but "
-                f"{type(self.pool).__name__} gives {self.pool.gives.__name__}; use "
+                f"{type(self.pool).__name__} gives {self.pool.candidate_type.__name__}; use "
                 f"{type(self.objective.default_pool()).__name__}"
             )
         if label_lr > 0 and not self.objective.learns_labels:
@@ -146,7 +144,6 @@ class DistillationModule(LightningModule):
         self.candidate_evaluations: float = 0
         self.seconds_before_resume = 0.0
         self.skipped_steps = 0
-        self.expert_seconds = 0.0
         self.memory_estimate: MemoryEstimate | None = None
         self._network: FunctionalNetwork | None = None
         self._real: RealSet | None = None
@@ -159,6 +156,8 @@ class DistillationModule(LightningModule):
         self._draw: Any = None
         self._skipped = False
         self._candidates_per_step = self._expected_candidates = 1
+        self._expected_pool: dict[str, Any] = {}
+        self._set_up_by: Trainer | None = None
 
     # What is learned, and from what
 
@@ -231,10 +230,10 @@ class DistillationModule(LightningModule):
         self._begin_step()
         return self.pool.draw(count, self.context(), exclude)
 
-    def generations(self, keys: Sequence[CandidateKey]) -> list[int]:
-        """Return the pool's :meth:`~CandidatePool.generation` of candidates, as this step finds them."""
+    def still_there(self, keys: Sequence[CandidateKey]) -> list[bool]:
+        """Tell which keys of earlier draws still name the same candidate, as this step finds the pool."""
         self._begin_step()
-        return [self.pool.generation(key) for key in keys]
+        return [key in self.pool for key in keys]
 
     def score(self, keys: Sequence[CandidateKey], sole: bool | None = None) -> list[ScoredCandidate]:
         """Score candidates on the current synthetic set, all with the same draws.
@@ -306,9 +305,15 @@ class DistillationModule(LightningModule):
         with self.explain_oom("computing the gradient", self.memory_remedy):
             super().backward(loss, *args, **kwargs)
 
-    def expect_candidates(self, count: int) -> None:
-        """Tell, before the module is set up, how many candidates each step of the coming fit scores."""
-        self._expected_candidates = count
+    def expect_candidates(self, count: int, pool_size: int | None = None, keep: bool = False) -> None:
+        """Tell, before the module is set up, what each step of the coming fit does with candidates.
+
+        Args:
+            count: How many it scores.
+            pool_size: How many the pool must hold; None leaves it as it is.
+            keep: Whether candidates of earlier steps stand beside new ones.
+        """
+        self._expected_candidates, self._expected_pool = count, {"size": pool_size or 1, "keeps_candidates": keep}
 
     @property
     def memory_remedy(self) -> str:
@@ -418,20 +423,28 @@ class DistillationModule(LightningModule):
         self.memory_estimate = self._plan_memory(real)
         rank_zero_info(f"memory of a step on {device}: {self.memory_estimate}")
         self._network.to(device)
+        # A second fit of the same Trainer goes on, as one does that starts from a loaded checkpoint.
+        continues = self._set_up_by is self.trainer or (self._set_up_by is None and self.synthetic is not None)
+        self._set_up_by = self.trainer
+        if not continues:
+            self._refresh_due = None
         self.pool.prepare(
             PoolSetup(
                 self._network,
                 real,
                 datamodule.name,
                 datamodule.fingerprint,
-                device,
-                self._train_experts,
-                self.seed,
-                self.trainer.progress_bar_callback is not None,
-                self.trainer.max_steps,
-                rank_zero_info,
+                held_out=datamodule.test,
+                seed=self.seed,
+                steps=self.trainer.max_steps,
+                soft_labels=self.label_kind == "soft",
+                continues=continues,
+                process=_TrainerProcess(self.trainer),
+                progress_bar=self.trainer.progress_bar_callback is not None,
+                **self._expected_pool,
             )
         )
+        self._expected_pool = {}
         if self.synthetic is None:
             # A checkpoint may be about to replace it: k-means, and the training that it needs, wait for on_fit_start.
             self._clusters_due = self.init_kind == "kmeans"
@@ -465,13 +478,13 @@ class DistillationModule(LightningModule):
         )
         targets = class_labels(real.num_classes, self.ipc).to(images.device)
         if self.label_kind == "soft":
-            targets = self.pool.teacher_logits(images, targets)
+            targets = teacher_logits(self.network, self.pool.networks(), images, targets)
         if self.image_space == "network":
             return SyntheticSet(images, targets, self.initial_student_lr, self.formation)
         return SyntheticSet(space.decode(images), targets, self.initial_student_lr, self.formation, space)
 
     def _pool_features(self) -> Features:
-        theta = self.pool.feature_parameters()
+        theta = next(self.pool.networks())
         return lambda images: self.network.features(theta, images)
 
     def _refuse_unsupported_trainer(self) -> None:
@@ -479,11 +492,6 @@ class DistillationModule(LightningModule):
             raise InputError(
                 f"precision is {self.trainer.precision!r}, but only '32-true' is supported: autocast would reach the "
                 "step and not the selection; set trainer.precision: 32-true"
-            )
-        if self.trainer.world_size > 1 and not self.pool.same_in_every_process:
-            raise InputError(
-                f"trainer runs {self.trainer.world_size} processes, but each would train its own "
-                f"{type(self.pool).__name__}, and only one is saved; set trainer.devices: 1"
             )
         if self.trainer.accumulate_grad_batches != 1:
             raise InputError(
@@ -493,26 +501,6 @@ class DistillationModule(LightningModule):
         if self.trainer.max_steps < 1:
             self.trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
             rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
-
-    def _train_experts(
-        self, store: ExpertStore, identity: ExpertIdentity, recipe: ExpertRecipe, num_experts: int, epochs: int
-    ) -> None:
-        datamodule, started = self.datamodule, time.perf_counter()
-        if self.trainer.is_global_zero:
-            train_experts(
-                self.network,
-                datamodule.train,
-                store,
-                identity,
-                recipe,
-                num_experts,
-                epochs,
-                held_out=datamodule.test,
-                device=self.trainer.strategy.root_device,
-                progress_bar=self.trainer.progress_bar_callback is not None,
-            )
-        self.trainer.strategy.barrier("experts")
-        self.expert_seconds = time.perf_counter() - started
 
     def on_fit_start(self) -> None:
         """Bring the real data to the device and start the clock."""
@@ -641,6 +629,20 @@ class DistillationModule(LightningModule):
             state = owner.state_dict()
             settings |= {name: value for name, value in plain.items() if not name.startswith("_") and name not in state}
         return settings
+
+
+class _TrainerProcess:
+    """A Trainer's process, as pools know one."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.rank, self.size = trainer.global_rank, trainer.world_size
+        self._strategy = trainer.strategy
+
+    def barrier(self) -> None:
+        self._strategy.barrier()
+
+    def broadcast(self, value: Value) -> Value:
+        return self._strategy.broadcast(value)
 
 
 def as_distillation(module: LightningModule) -> DistillationModule:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from dd_lightning.execution.compile import Compile, compile_choice
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule, as_distillation, log_scalars
@@ -20,14 +21,7 @@ from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.initial import class_labels, initial_images
 from dd_lightning.sets.real import RealSet
-from dd_lightning.training.evaluation import (
-    EvaluationResult,
-    compiled_for_evaluation,
-    evaluate_synthetic_set,
-    get_recipe,
-    mean_std,
-)
-from dd_lightning.training.parallel_networks import Network
+from dd_lightning.training.evaluation import Evaluation, EvaluationResult, get_recipe, mean_std
 from dd_lightning.training.progress import epoch_bar
 
 REMEDY = "set smaller evaluation.num_networks, or smaller evaluation.networks"
@@ -127,7 +121,7 @@ class EvalCallback(Callback):
         self.random_real: EvaluationPoint | None = None
         self._networks: list[FunctionalNetwork] = []
         self._held_out: RealSet | None = None
-        self._computed: dict[str, Network] = {}
+        self._evaluations: dict[str, Evaluation] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Build the architectures: if they or the split do not exist, fail before the module trains experts."""
@@ -138,7 +132,7 @@ class EvalCallback(Callback):
         self._held_out = data.held_out(self.split).to(device)
         specs: Sequence[NetworkSpec] = self.network_specs or [module.network_spec]
         self._networks = [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]
-        self._computed = {}
+        self._evaluations = {}
         names = [network_name(spec) for spec in specs]
         if len(set(names)) < len(names):
             raise InputError(f"evaluation.networks is {names}; each architecture may be named once")
@@ -245,29 +239,17 @@ class EvalCallback(Callback):
             torch.enable_grad(),
             epoch_bar(title, self.recipe.epochs, shown) as on_epoch,
         ):
-            if network.name not in self._computed:
-                self._computed[network.name] = compiled_for_evaluation(
-                    images,
-                    targets,
+            if network.name not in self._evaluations:
+                self._evaluations[network.name] = Evaluation(
                     network,
+                    self._held_out,
                     self.recipe,
-                    sorted({self._early, self.num_networks}),
-                    self.compile,
+                    Execution(compile=self.compile),
                     trainer.max_steps // self.every_n_steps + 1,
-                    "evaluation.compile",
+                    (self._early, self.num_networks),
                 )
-            result = evaluate_synthetic_set(
-                images,
-                targets,
-                module.student_lr,
-                self._held_out,
-                network,
-                self.recipe,
-                count,
-                module.seed,
-                on_epoch,
-                self._computed[network.name],
-            )
+            evaluation = self._evaluations[network.name]
+            result = evaluation(images, targets, module.student_lr, count, module.seed, on_epoch)
         return EvaluationPoint(trainer.global_step, network.name, result.accuracies, result.seconds, result.validations)
 
     def _has_deviation(self, point: EvaluationPoint) -> bool:

@@ -24,12 +24,10 @@ class _Known(NamedTuple):
 
     Attributes:
         key: Which one.
-        generation: Of what the key named then (:meth:`~dd_lightning.pools.CandidatePool.generation`).
         loss: Its last known loss.
     """
 
     key: CandidateKey
-    generation: int
     loss: float
 
 
@@ -125,28 +123,18 @@ class TrajectorySelectionCallback(Callback):
         if stage != "fit":
             return
         module = as_distillation(pl_module)
-        pool = module.pool
-        if self.pool_size is not None:
-            pool.ensure(self.pool_size)
-        if self.num_candidates > pool.size:
+        if self.pool_size is None and self.num_candidates > len(module.pool):
             raise InputError(
-                f"num_candidates is {self.num_candidates}, but the pool holds {pool.size}; "
+                f"num_candidates is {self.num_candidates}, but the pool holds {len(module.pool)}; "
                 "lower selection.num_candidates or set selection.pool_size"
             )
-        module.expect_candidates(self.num_candidates)
+        module.expect_candidates(self.num_candidates, self.pool_size, keep=self.refresh_per_step is not None)
         self._group = []  # of an earlier fit; a checkpoint's is loaded after this
-        if self.refresh_per_step is not None:
-            if pool.shares_draw:
-                raise InputError(
-                    f"refresh_per_step is {self.refresh_per_step}, but share_start_epoch is true: candidates kept from "
-                    "earlier steps have start epochs of their own; set refresh_per_step: null, or share_start_epoch: "
-                    "false"
-                )
-            if trainer.world_size > 1:
-                raise InputError(
-                    f"refresh_per_step is {self.refresh_per_step}, but trainer runs {trainer.world_size} processes: "
-                    "each would keep candidates of its own, and only one's are saved; set trainer.devices: 1, or null"
-                )
+        if self.refresh_per_step is not None and trainer.world_size > 1:
+            raise InputError(
+                f"refresh_per_step is {self.refresh_per_step}, but trainer runs {trainer.world_size} processes: "
+                "each would keep candidates of its own, and only one's are saved; set trainer.devices: 1, or null"
+            )
         if self.score_steps is not None:
             objective = module.objective
             if objective.inner_steps is None:
@@ -189,7 +177,7 @@ class TrajectorySelectionCallback(Callback):
             winner = scored[-1]
         else:
             winner = scored[index - len(kept)]
-        self._remember(module, kept, scored)
+        self._remember(kept, scored)
         if self._first_steps is not None:
             winner = module.completed(winner, self._first_steps)
         module.select(winner, [candidate.candidate.key for candidate in scored])
@@ -213,20 +201,15 @@ class TrajectorySelectionCallback(Callback):
             return []
         staying = self.num_candidates - self.refresh_per_step
         group = self._group[max(0, len(self._group) - staying) :]
-        generations = module.generations([known.key for known in group])
-        return [known for known, now in zip(group, generations, strict=True) if known.generation == now]
+        there = module.still_there([known.key for known in group])
+        return [known for known, stays in zip(group, there, strict=True) if stays]
 
-    def _remember(self, module: DistillationModule, kept: Sequence[_Known], scored: Sequence[ScoredCandidate]) -> None:
+    def _remember(self, kept: Sequence[_Known], scored: Sequence[ScoredCandidate]) -> None:
         if self.refresh_per_step is None:
             return
         losses = {known.key: known.loss for known in kept}
         losses |= {candidate.candidate.key: float(candidate.loss) for candidate in scored}
-        generations = module.generations(list(losses))
-        self._group = [
-            _Known(key, generation, loss)
-            for (key, loss), generation in zip(losses.items(), generations, strict=True)
-            if math.isfinite(loss)
-        ]
+        self._group = [_Known(key, loss) for key, loss in losses.items() if math.isfinite(loss)]
 
     def _log(
         self,
@@ -271,4 +254,4 @@ class TrajectorySelectionCallback(Callback):
         self._effective_sum = state_dict["effective_sum"]
         held = state_dict["held"]
         self._held = None if held is None else tuple(held)
-        self._group = [_Known(tuple(key), generation, loss) for key, generation, loss in state_dict.get("group", ())]
+        self._group = [_Known(tuple(key), loss) for key, loss in state_dict.get("group", ())]
