@@ -305,7 +305,7 @@ def test_representatives_are_chosen_with_the_previous_steps_network_as_it_is_now
         fit(again, 6, tmp_path / "step=4.ckpt")
         references, winners = references + again.references, winners + again.winners
     assert len(references) == len(winners) == 6
-    assert references[0].key == (int(torch.randperm(3, generator=step_generator(5, 0, "candidates"))[0]),)
+    assert references[0].key == (int(torch.randperm(3, generator=step_generator(5, 0, "candidates"))[0]), 0)
     assert [reference.key for reference in references[1:]] == [winner.key for winner in winners[:-1]]
     assert len({winner.key for winner in winners}) > 1
     for reference, before in zip(references[1:], winners, strict=False):

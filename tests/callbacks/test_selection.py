@@ -184,9 +184,7 @@ def test_state_round_trip(held: tuple[int, int] | None) -> None:
     saved: dict[str, Any] = first.state_dict()
     assert saved == earlier | {"group": [((3, 1), 0.25), ((0, 2), 1.5)]}
     # as a foreign reader would give it
-    second.load_state_dict(
-        saved | {"held": list(held) if held else None, "group": [[[3, 1], 0.25], [[0, 2], 1.5]]}
-    )
+    second.load_state_dict(saved | {"held": list(held) if held else None, "group": [[[3, 1], 0.25], [[0, 2], 1.5]]})
     assert second.state_dict() == saved
 
 
