@@ -81,7 +81,7 @@ class Stopwatch(Callback):
     def _put_aside(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = as_distillation(pl_module)
         self.aside[f"images/{trainer.global_step}"] = module.synthetic_set.decoded().detach().clone().cpu()
-        self.aside[f"lr/{trainer.global_step}"] = torch.tensor(module.student_lr, dtype=torch.float64)
+        self.aside[f"lr/{trainer.global_step}"] = torch.tensor(module.distillation.student_lr, dtype=torch.float64)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the initial images aside."""
@@ -149,7 +149,7 @@ def distil(variant: str, seed: int, args: argparse.Namespace) -> Row:
     file = _file(variant, seed, args)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(watch.aside, file)
-    evaluations = module.candidate_evaluations
+    evaluations = module.distillation.candidate_evaluations
     return {"variant": variant, "seed": seed, "steps": args.steps, "candidate_evaluations": evaluations}
 
 
@@ -159,7 +159,7 @@ def evaluate(row: Row, args: argparse.Namespace) -> Row:
     network = FunctionalNetwork(module.network_spec, data.image_shape, data.num_classes)
     recipe = get_recipe("mtt", args.epochs, "color_crop_cutout_scale_rotate")
     tensors = load_file(_file(row["variant"], row["seed"], args))
-    labels = torch.arange(data.num_classes).repeat_interleave(module.effective_ipc)
+    labels = torch.arange(data.num_classes).repeat_interleave(module.storage.effective_ipc)
     accuracies = {}
     for step in sorted(int(name.split("/")[1]) for name in tensors if name.startswith("images/")):
         lr = float(tensors[f"lr/{step}"])
@@ -179,7 +179,7 @@ def ranks(seed: int, args: argparse.Namespace) -> Row:
     )
     windows = range(pool.min_start_epoch, pool.max_start_epoch)
     segments = [pool.load((expert, epoch)) for expert in range(pool.size) for epoch in windows]
-    labels = torch.arange(data.num_classes).repeat_interleave(module.effective_ipc)
+    labels = torch.arange(data.num_classes).repeat_interleave(module.storage.effective_ipc)
     tensors, found = load_file(_file("base method", seed, args)), dict[str, list[float]]()
     for step in sorted(int(name.split("/")[1]) for name in tensors if name.startswith("images/")):
         synthetic = SyntheticSet(tensors[f"images/{step}"], labels, float(tensors[f"lr/{step}"]))

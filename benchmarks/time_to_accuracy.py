@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> Run:
         "seconds_data": seconds_data,
         "seconds_training_experts": module.expert_seconds,
         "seconds_evaluating": evaluation.seconds,
-        "candidate_evaluations": module.candidate_evaluations,
+        "candidate_evaluations": module.distillation.candidate_evaluations,
         "peak_memory_bytes": peak_memory_bytes(module.device),
     }
 

@@ -200,9 +200,9 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
     assert (data.num_classes == 100) == hundred
     assert torch.isfinite(images).all()
     assert ((images - initial).abs().flatten(1).amax(1) > 0).sum() > 0.9 * len(images)
-    if module.init_kind == "real":
-        drawn = initial_images(module.real, 2, "real", step_generator(0, 0, "initial"), module.formation)
-        assert torch.equal(initial, data.space.decode(drawn) if module.image_space == "pixels" else drawn)
+    if module.storage.init == "real":
+        drawn = initial_images(module.distillation.problem.real, 2, "real", step_generator(0, 0, "initial"), module.storage.decoding)
+        assert torch.equal(initial, data.space.decode(drawn) if module.storage.image_space == "pixels" else drawn)
     assert module.trainer.global_step == SMOKE_STEPS
 
     selects = dynadistill or "selection" in PLAIN[name]
@@ -215,7 +215,7 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
         assert module.pool.size == len(module.pool.state_dict()["thetas"]) == size
         assert size >= 10 if dynadistill else size >= 1
     candidates = config.selection.init_args.num_candidates if selects else 1
-    assert module.candidate_evaluations == SMOKE_STEPS * candidates
+    assert module.distillation.candidate_evaluations == SMOKE_STEPS * candidates
 
     version = folder / "out" / "smoke_runs" / PLAIN[name]["name"] / "version_0"
     assert Path(module.trainer.log_dir or "").resolve() == version.resolve()
@@ -268,8 +268,8 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
         module.initial_student_lr,
         zca={"zca": True, "normalized": False}[data.color_space],
     )
-    assert (data.name, module.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
-    assert (module.momentum, module.init_kind, module.label_kind, module.seed) == (0.5, "real", "hard", 0)
+    assert (data.name, module.storage.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
+    assert (module.momentum, module.storage.init, module.storage.labels, module.seed) == (0.5, "real", "hard", 0)
     assert (module.pool.size, module.pool.min_start_epoch, module.pool.refresh_rule) == (100, 0, "redraw")
     assert module.pool.train_epochs is None
     assert module.pool.needed_epochs == row.max_start_epoch - 1 + row.expert_epochs <= 50
@@ -306,15 +306,15 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     assert row == PublishedLive(
         module.image_lr,
         objective.batch_real,
-        module.init_kind,
+        module.storage.init,
         None if representatives is None else representatives.interval,
         pool.pretrain_epochs,
     )
     assert row.image_lr == pytest.approx(5e-3 * int(ipc) / 10, rel=1e-12)
-    assert (data.name, module.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
-    assert (module.formation, module.effective_ipc) == (Formation(2, "single"), 4 * int(ipc))
-    assert (module.image_space, module.image_steps, module.momentum) == ("pixels", "per_class", 0.5)
-    assert (module.inner_loop, module.clamp, module.label_kind, module.seed) == (100, True, "hard", 0)
+    assert (data.name, module.storage.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
+    assert (module.storage.decoding, module.storage.effective_ipc) == (Formation(2, "single"), 4 * int(ipc))
+    assert (module.storage.image_space, module.image_steps, module.momentum) == ("pixels", "per_class", 0.5)
+    assert (module.inner_loop, module.clamp, module.storage.labels, module.seed) == (100, True, "hard", 0)
     assert (objective.metric, objective.include_classifier, objective.include_bias) == ("mse", False, False)
     assert objective.batch_syn == 128
     assert objective.augmentation == AugmentationPolicy("color_crop_cutout", "idc")

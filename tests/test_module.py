@@ -54,8 +54,8 @@ def test_one_batch_is_one_optimizer_step_is_one_step(store: Path, tmp_path: Path
     distilled, record, trainer = recorded(store, tmp_path, steps=5)
     assert trainer.global_step == record.optimizer_steps == 5
     assert len(record.before) == 5 + 1
-    assert distilled.candidate_evaluations == 5
-    assert distilled.skipped_steps == 0
+    assert distilled.distillation.candidate_evaluations == 5
+    assert distilled.distillation.skipped_steps == 0
 
 
 def test_images_and_rate_move_labels_and_real_data_do_not(store: Path, tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_images_and_rate_move_labels_and_real_data_do_not(store: Path, tmp_path:
         assert not torch.equal(earlier["synthetic.student_lr"], later["synthetic.student_lr"])
     assert distilled.synthetic_set.targets.tolist() == [0, 0, 1, 1, 2, 2]
     untouched = small.data()
-    assert torch.equal(distilled.real.images, untouched.train.images)
-    assert torch.equal(distilled.real.labels, untouched.train.labels)
+    assert torch.equal(distilled.distillation.problem.real.images, untouched.train.images)
+    assert torch.equal(distilled.distillation.problem.real.labels, untouched.train.labels)
 
 
 def test_initial_images_are_real_ones_of_their_class(store: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_rate_zero_keeps_the_student_lr(store: Path, tmp_path: Path) -> None:
 
 def test_soft_labels_come_from_the_experts_that_are_right(store: Path, tmp_path: Path) -> None:
     distilled, record, _ = recorded(store, tmp_path, labels="soft", label_lr=0.0)
-    targets, network = distilled.synthetic_set.targets, distilled.network
+    targets, network = distilled.synthetic_set.targets, distilled.distillation.problem.network
     images, labels = record.values("images")[0], class_labels(small.CLASSES, 2)
     pool = distilled.pool
     assert isinstance(pool, TrajectoryPool)
@@ -126,9 +126,9 @@ def test_gradient_is_plain_backpropagation(store: Path, tmp_path: Path) -> None:
     objective = distilled.objective
     assert isinstance(objective, TrajectoryMatching)
     theta = segment.start.clone().requires_grad_()
-    inputs = (distilled.synthetic_set, distilled.real, distilled.network, lambda: segment, context)
+    inputs = (distilled.synthetic_set, distilled.distillation.problem.real, distilled.distillation.problem.network, lambda: segment, context)
     for indices, draw in objective.draw(*inputs):
-        loss = classification_loss(distilled.network(theta, augment(images[indices], draw)), targets[indices])
+        loss = classification_loss(distilled.distillation.problem.network(theta, augment(images[indices], draw)), targets[indices])
         theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
     matching = (theta - segment.target).square().sum() / (segment.start - segment.target).square().sum()
     expected = torch.autograd.grad(matching, (images, rate, targets))
@@ -150,11 +150,11 @@ def test_student_lr_floor(store: Path, tmp_path: Path) -> None:
 
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
             assert isinstance(pl_module, DistillationModule)
-            seen.append((float(pl_module.synthetic_set.student_lr.detach()), pl_module.student_lr))
+            seen.append((float(pl_module.synthetic_set.student_lr.detach()), pl_module.distillation.student_lr))
 
         def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
             assert isinstance(pl_module, DistillationModule)
-            pl_module.draw_candidates(1)  # what begins a step; drawing twice gives the same
+            pl_module.distillation.draw(1)  # what begins a step; drawing twice gives the same
             starts.append(float(pl_module.synthetic_set.student_lr.detach()))
 
     starts: list[float] = []
@@ -177,7 +177,7 @@ def test_loss_threshold_skips(store: Path, tmp_path: Path) -> None:
     distilled, record, trainer = recorded(
         store, tmp_path, 3, objective=TrajectoryMatching(syn_steps=2, loss_threshold=1e-9)
     )
-    assert distilled.skipped_steps == trainer.global_step == 3
+    assert distilled.distillation.skipped_steps == trainer.global_step == 3
     assert all(torch.equal(value, record.values("images")[0]) for value in record.values("images"))
     assert {float(value) for value in record.values("student_lr")} == {float(torch.tensor(0.05))}
 
@@ -211,7 +211,7 @@ def test_nonfinite_loss_is_skipped(store: Path, tmp_path: Path) -> None:
     distilled, record, trainer = recorded(store, tmp_path, 4, pool=broken_pool(store, 1, 2), on_nonfinite="skip")
     images = record.values("images")
     assert [torch.equal(a, b) for a, b in itertools.pairwise(images)] == [False, True, True, False]
-    assert distilled.skipped_steps == 2
+    assert distilled.distillation.skipped_steps == 2
     assert trainer.global_step == 4
 
 
@@ -222,7 +222,7 @@ def test_nonfinite_candidate_is_seen_by_the_guard(store: Path, tmp_path: Path) -
     distilled = small.module(store, pool=broken_pool(store, 4), on_nonfinite="skip")
     choice = small.selection()
     small.fit(tmp_path, distilled, choice, steps=11)
-    assert distilled.skipped_steps == 1
+    assert distilled.distillation.skipped_steps == 1
     assert 1 <= choice.state_dict()["effective_sum"] / choice.selections <= 3
 
 
@@ -243,7 +243,7 @@ def test_nonfinite_gradient(store: Path, tmp_path: Path) -> None:
     distilled, record, _ = recorded(store, tmp_path, 3, objective=NanGradient(syn_steps=2), on_nonfinite="skip")
     images = record.values("images")
     assert [torch.equal(a, b) for a, b in itertools.pairwise(images)] == [False, True, False]
-    assert distilled.skipped_steps == 1
+    assert distilled.distillation.skipped_steps == 1
 
 
 def test_global_random_states_stay(store: Path, tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_scored_candidates_have_no_graph(store: Path, tmp_path: Path) -> None:
     class Look(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
             assert isinstance(pl_module, DistillationModule)
-            scored.extend(pl_module.score(pl_module.draw_candidates(2)))
+            scored.extend(pl_module.distillation.score(pl_module.distillation.draw(2)))
 
     scored: list[ScoredCandidate] = []
     small.fit(tmp_path, small.module(store), Look(), steps=1)

@@ -44,7 +44,7 @@ class Watch(Callback):
         assert isinstance(pl_module, DistillationModule)
         if self.initial is None:
             self.initial = pl_module.synthetic_set.images.detach().clone()
-        pl_module.draw_candidates(1)  # what begins a step; drawing twice gives the same
+        pl_module.distillation.draw(1)  # what begins a step; drawing twice gives the same
         self.begun.append(pl_module.synthetic_set.images.detach().clone())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
@@ -73,7 +73,7 @@ def test_stored_and_decoded_sizes(
     synthetic, real = distilled.synthetic_set, small.data().train
     assert synthetic.images.shape == (small.CLASSES * 2, *small.SHAPE)
     assert len(synthetic) == small.CLASSES * 2
-    assert distilled.effective_ipc == decoded
+    assert distilled.storage.effective_ipc == decoded
     assert synthetic.decoded().shape == (small.CLASSES * decoded, *small.SHAPE)
     assert synthetic.decoded_size == len(synthetic.decoded_targets()) == small.CLASSES * decoded
     assert synthetic.decoded_targets().tolist() == [c for c in range(small.CLASSES) for _ in range(decoded)]
@@ -99,7 +99,7 @@ def test_cluster_representatives_are_where_it_starts(tmp_path: Path, options: di
     chosen = []
     for label in range(small.CLASSES):
         rows = (real.labels == label).nonzero().flatten()
-        features = distilled.network.features(theta, real.images[rows])
+        features = distilled.distillation.problem.network.features(theta, real.images[rows])
         chosen.append(rows[representatives(features, 2 * factor**2, generator)])
     expected = pack(real.images[torch.cat(chosen)], Formation(factor))
     assert watch.initial is not None
@@ -216,11 +216,11 @@ def test_gradient_matching_on_experts_is_at_the_start_of_their_segments(store: P
         sides = []
         for inputs in (real.images[rows], images[own]):
             leaf = theta.clone().requires_grad_()
-            outputs = distilled.network(leaf, inputs)
+            outputs = distilled.distillation.problem.network(leaf, inputs)
             targets = torch.full((len(inputs),), label)
             sides.append(torch.autograd.grad(F.cross_entropy(outputs, targets), leaf, create_graph=True)[0])
         convolution = slice(0, 4 * 9)
-        assert distilled.network.parameter_shapes[0] == (4, 1, 3, 3)
+        assert distilled.distillation.problem.network.parameter_shapes[0] == (4, 1, 3, 3)
         loss = loss + (sides[0][convolution].detach() - sides[1][convolution]).square().sum()
     gradient = torch.autograd.grad(loss, images)[0]
     torch.testing.assert_close(watch.ended[1], watch.begun[1] - 0.1 * gradient, rtol=1e-5, atol=1e-6)
@@ -259,9 +259,9 @@ def test_trajectory_matching_through_decoding_is_plain_backpropagation(
     decoded = small.data().space.encode(torch.stack(each, dim=1).flatten(0, 1))
     decoded_targets = torch.stack([targets] * len(each), dim=1).flatten(0, 1)
     theta = segment.start.clone().requires_grad_()
-    inputs = (distilled.synthetic_set, distilled.real, distilled.network, lambda: segment, context)
+    inputs = (distilled.synthetic_set, distilled.distillation.problem.real, distilled.distillation.problem.network, lambda: segment, context)
     for indices, draw in distilled.objective.draw(*inputs):
-        outputs = distilled.network(theta, augment(decoded[indices], draw))
+        outputs = distilled.distillation.problem.network(theta, augment(decoded[indices], draw))
         loss = classification_loss(outputs, decoded_targets[indices])
         theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
     matching = (theta - segment.target).square().sum() / (segment.start - segment.target).square().sum()
@@ -385,9 +385,9 @@ def test_load_from_checkpoint_decodes_alike(
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "step=2.ckpt", **arguments)
     assert small.same(small.learned(loaded), small.learned(distilled))
     assert loaded.synthetic_set.formation == loaded.formation == distilled.synthetic_set.formation
-    assert loaded.image_space == distilled.image_space
-    assert "batches_drawn" not in distilled.hyperparameters()  # a state is no setting
-    assert distilled.hyperparameters()["age_limit"] == 3
+    assert loaded.image_space == distilled.storage.image_space
+    assert "batches_drawn" not in hyperparameters(distilled)  # a state is no setting
+    assert hyperparameters(distilled)["age_limit"] == 3
     assert torch.equal(loaded.synthetic_set.decoded(), distilled.synthetic_set.decoded())
     assert torch.equal(loaded.synthetic_set.decoded_targets(), distilled.synthetic_set.decoded_targets())
 

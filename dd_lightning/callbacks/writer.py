@@ -6,8 +6,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from dd_lightning.functional.errors import InputError
-from dd_lightning.module import DistillationModule, as_distillation
+from dd_lightning.callbacks.attached import as_distillation
+from dd_lightning.functional.errors import check_range
+from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.pictures import image_grid, png_bytes
 from dd_lightning.sets.synthetic_file import SyntheticFile, save_synthetic
@@ -28,10 +29,8 @@ class SyntheticSetWriter(Callback):
     PICTURE = "synthetic.png"
 
     def __init__(self, every_n_steps: int = 100, max_per_class: int = 10) -> None:
-        if every_n_steps < 1 or max_per_class < 1:
-            raise InputError(
-                f"writer.every_n_steps is {every_n_steps} and max_per_class is {max_per_class}; both must be >= 1"
-            )
+        check_range("writer.every_n_steps", every_n_steps, low=1)
+        check_range("writer.max_per_class", max_per_class, low=1)
         self.every_n_steps = every_n_steps
         self.max_per_class = max_per_class
         self.config: dict[str, Any] = {}
@@ -77,24 +76,24 @@ class SyntheticSetWriter(Callback):
 
 def synthetic_file(module: DistillationModule, step: int, config: dict[str, Any]) -> SyntheticFile:
     """Return the module's synthetic set with all that is needed to evaluate it years later."""
-    synthetic, data = module.synthetic_set, module.datamodule
+    synthetic, data, run = module.synthetic_set, module.datamodule, module.distillation
     return SyntheticFile(
         images=synthetic.images.detach().cpu(),
         labels=synthetic.targets.detach().cpu(),
         label_kind="hard" if synthetic.label_kind == "hard" else "logits",
-        lr=module.student_lr if module.objective.uses_student_lr else None,
+        lr=run.student_lr if "student_lr" in module.objective.learnable else None,
         color_space=data.space.kind,
         color_space_tensors=data.space.tensors(),
-        ipc=module.ipc,
-        effective_ipc=module.effective_ipc,
-        factor=module.formation.factor,
-        formation=module.formation.kind,
-        stored_as=module.image_space,
+        ipc=module.storage.ipc,
+        effective_ipc=module.storage.effective_ipc,
+        factor=module.storage.factor,
+        formation=module.storage.formation,
+        stored_as=module.storage.image_space,
         num_classes=data.num_classes,
         dataset=data.name,
         class_names=list(data.class_names),
         objective=type(module.objective).__name__,
-        network=module.network.name,
+        network=run.problem.network.name,
         step=step,
         config=config,
     )

@@ -86,7 +86,7 @@ def test_csv_holds_the_raw_accuracies(store: Path, tmp_path: Path) -> None:
         assert float(row["std"]) == point.result.std
         counts = [accuracy * len(held_out) for accuracy in raw]
         assert counts == pytest.approx([round(count) for count in counts], abs=1e-4)
-    assert distilled.skipped_steps == 0
+    assert distilled.distillation.skipped_steps == 0
 
 
 def test_names_of_all_scalars_and_the_picture(store: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_winners_work_is_reused(store: Path, tmp_path: Path, monkeypatch: py
     watch, steps = Watch(), 4
     distilled = small.module(store, objective=watch)
     small.fit(tmp_path, distilled, small.selection(num_candidates=3), steps=steps)
-    assert len(watch.scored) == distilled.candidate_evaluations == 3 * steps
+    assert len(watch.scored) == distilled.distillation.candidate_evaluations == 3 * steps
     assert passes == [3] * steps * watch.syn_steps  # first-order passes of scoring, on all together; no others
     assert len(watch.differentiated) == steps
     for step, winner in enumerate(watch.differentiated):
@@ -79,8 +79,8 @@ def test_scoring_touches_nothing(store: Path, tmp_path: Path) -> None:
             synthetic = pl_module.synthetic_set
             before = [t.detach().clone() for t in (synthetic.images, synthetic.targets, synthetic.student_lr)]
             gradient = None if synthetic.images.grad is None else synthetic.images.grad.clone()
-            first = pl_module.score(pl_module.draw_candidates(3))
-            again = pl_module.score(pl_module.draw_candidates(3))
+            first = pl_module.distillation.score(pl_module.distillation.draw(3))
+            again = pl_module.distillation.score(pl_module.distillation.draw(3))
             after = (synthetic.images, synthetic.targets, synthetic.student_lr)
             equal.append(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
             equal.append(all(torch.equal(a.loss, b.loss) for a, b in zip(first, again, strict=True)))
@@ -251,7 +251,7 @@ def test_losses_are_remembered_while_candidates_stay(
         assert recorded.values[step]["selection/scored"] == len(new) + (winner in stay)
     assert next(calls, None) is None
     assert 15 < again < 35  # two of three, or the replay has shown little
-    assert distilled.candidate_evaluations == len(stub.calls) == 3 + (steps - 1) + again
+    assert distilled.distillation.candidate_evaluations == len(stub.calls) == 3 + (steps - 1) + again
     assert choice.state_dict()["group"] == [(key, 0, loss) for key, loss in group.items()]
 
 
@@ -275,7 +275,7 @@ def test_a_loss_that_is_not_finite_is_not_remembered(store: Path, tmp_path: Path
     choice = small.selection(refresh_per_step=1)
     distilled = small.module(store, objective=stub, on_nonfinite="skip")
     small.fit(tmp_path, distilled, choice, steps=steps)
-    assert distilled.skipped_steps == 1
+    assert distilled.distillation.skipped_steps == 1
     assert [step for step, _ in stub.calls].count(2) == 1  # the new one, which the module's guard must see
     group = choice.state_dict()["group"]
     assert len(group) == steps - 1
@@ -354,7 +354,7 @@ def test_first_steps_rank_and_the_path_is_completed(
     small.fit(tmp_path, distilled, small.selection(score_steps=2, temperature=0.01), steps=steps)
     references = 3 * 5 * steps  # of this test
     assert gradients - references == steps * (3 * 2 + 3)  # no step of the winner is taken twice
-    assert distilled.candidate_evaluations == pytest.approx(steps * (3 * 0.4 + 0.6))
+    assert distilled.distillation.candidate_evaluations == pytest.approx(steps * (3 * 0.4 + 0.6))
     assert len(first) == 3 * steps
     for step, winner in enumerate(watch.differentiated):
         whole = wholes[id(winner.draw), winner.candidate.key]

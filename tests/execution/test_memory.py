@@ -350,7 +350,7 @@ def test_the_estimate_is_told_once_before_the_run(
         with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
             small.fit(tmp_path, distilled, *callbacks, steps=1)
         (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("memory of a step")]
-        assert str(distilled.memory_estimate) in line
+        assert str(distilled.distillation.memory) in line
         return line
 
     size = r"[\d.]+ MiB"
@@ -361,12 +361,12 @@ def test_the_estimate_is_told_once_before_the_run(
         told(distilled, small.selection()),
     )
     assert "(1 candidate)" in told(distilled)  # the same module, without the selection
-    assert distilled.memory_estimate is not None
-    sizes = {part.name: part.size for part in distilled.memory_estimate.parts}
+    assert distilled.distillation.memory is not None
+    sizes = {part.name: part.size for part in distilled.distillation.memory.parts}
     image = 4 * 8 * 8
     assert sizes["real data"] == 90 * (image + 8)
     assert sizes["synthetic set"] == 5 * 6 * image
-    assert sizes["student paths"] == 4 * distilled.network.num_parameters * 5
+    assert sizes["student paths"] == 4 * distilled.distillation.problem.network.num_parameters * 5
     assert re.search(
         rf"augmented real images {size} \(of all classes\), one class {size} \(8 real and 2 synthetic images\)",
         told(small.network_module()),

@@ -50,7 +50,7 @@ def test_a_learned_rate_is_kept(store: Path, tmp_path: Path) -> None:
     distilled = small.module(store, factor=2)
     small.fit(tmp_path, distilled, SyntheticSetWriter(), steps=2)
     file = load_synthetic(tmp_path / FILE)
-    assert file.lr == distilled.student_lr != 0.05
+    assert file.lr == distilled.distillation.student_lr != 0.05
     assert (file.factor, file.effective_ipc) == (2, 8)
 
 
