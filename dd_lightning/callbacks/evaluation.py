@@ -187,8 +187,9 @@ class EvalCallback(RunCallback):
         self._write_csv(module.trainer)
 
     def _write_csv(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            write_atomically(Path(trainer.log_dir) / "evaluation.csv", self.curve.csv().encode())
+        folder = trainer.log_dir  # asked for by all processes: it is a broadcast
+        if trainer.is_global_zero and folder is not None:
+            write_atomically(Path(folder) / "evaluation.csv", self.curve.csv().encode())
 
     def _train_and_test(
         self,

@@ -61,9 +61,9 @@ class SyntheticSetWriter(Callback):
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the current set, file and picture."""
         module = as_distillation(pl_module)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked for by all processes: it is a broadcast
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         file = synthetic_file(module, trainer.global_step, self.config)
         save_synthetic(folder / self.FILE, file)
         pixels = file.images if file.stored_as == "pixels" else module.datamodule.space.decode(file.images)
