@@ -13,7 +13,7 @@ One step t of Algorithm 1 of the paper, and the base method's without the select
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from dd_lightning.execution.cost import CostMeter
 from dd_lightning.execution.memory import MemoryEstimate, MemoryPart, explain_oom
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import DivergenceError, InputError
 from dd_lightning.functional.random import StepContext
-from dd_lightning.objectives import MatchingObjective, Problem, ScoredCandidate
+from dd_lightning.objectives import MatchingObjective, Problem, ScoredCandidate, Workload
 from dd_lightning.pools import Candidate, CandidateKey, CandidatePool
 from dd_lightning.sets.optimizer import ImageGradient, SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
@@ -42,10 +43,10 @@ def check_method(objective: MatchingObjective, pool: CandidatePool, optimizer: S
         InputError: If not.
     """
     name = type(objective).__name__
-    if not issubclass(pool.candidate_type, objective.candidate_type):
+    if not issubclass(pool.gives, objective.candidate_type):
         raise InputError(
             f"{name} learns from {objective.candidate_type.__name__}, but {type(pool).__name__} gives "
-            f"{pool.candidate_type.__name__}; use {type(objective.default_pool()).__name__}"
+            f"{pool.gives.__name__}; use {type(objective.default_pool()).__name__}"
         )
     if optimizer.label_lr > 0 and "labels" not in objective.learnable:
         raise InputError(
@@ -98,7 +99,7 @@ class Distillation:
         self.step = -1
         self.candidate_evaluations = 0.0
         self.skipped_steps = 0
-        self.memory: MemoryEstimate | None = None
+        self.memory = MemoryEstimate(())
         self.cost = CostMeter(problem.real.images.device)
         self._draws: Any = None
         self._selected: tuple[ScoredCandidate, list[CandidateKey]] | None = None
@@ -125,8 +126,8 @@ class Distillation:
             return None
         return self.step // self.inner_loop
 
-    def plan_memory(self, candidates: int, device_type: str) -> MemoryEstimate:
-        """Estimate the peak of a step that scores ``candidates``, with the network still on the host."""
+    def plan_memory(self, candidates: int, device_type: str, execution: Execution) -> MemoryEstimate:
+        """Estimate the peak of a step that scores ``candidates``, with the network still on the CPU."""
         real, synthetic = self.problem.real, self.problem.synthetic
         stored, per_image = synthetic.images.nbytes, synthetic.formation.per_image
         resident = (
@@ -134,12 +135,23 @@ class Distillation:
             # stored images with gradient and momentum, decoded ones with theirs
             MemoryPart("synthetic set", 3 * stored + 2 * stored * per_image),
         )
-        self.memory = self.objective.plan_memory(self.problem, candidates, resident, device_type)
-        return self.memory
+        workload = Workload(
+            self.problem.network,
+            synthetic.decoded_size,
+            self.storage.labels == "soft",
+            candidates,
+            device_type,
+            resident,
+        )
+        estimate = self.objective.plan_memory(workload, execution)
+        if candidates > 1:
+            estimate = replace(estimate, remedy=f"{estimate.remedy}, or fewer selection.num_candidates")
+        self.memory = estimate
+        return estimate
 
-    def explain_oom(self, doing: str) -> AbstractContextManager[None]:
+    def explain_oom(self, doing: str, remedy: str | None = None) -> AbstractContextManager[None]:
         """Return a context in which a failed allocation becomes an error of one line that says what to change."""
-        return explain_oom(f"{doing} at step {self.step}", self.memory)
+        return explain_oom(f"{doing} at step {self.step}", self.memory, remedy or self.memory.remedy)
 
     def draw_initial(self) -> None:
         """Draw S_0."""
@@ -163,7 +175,7 @@ class Distillation:
             return
         self.step = step
         if self._refresh_due is not None:
-            with self.explain_oom("updating the pool"):
+            with self.explain_oom("updating the pool", "set a smaller pool.recipe.batch_size"):
                 self.pool.refresh(*self._refresh_due, self.context)
             self._reference, self._refresh_due = self._refresh_due[0], None
         synthetic = self.problem.synthetic

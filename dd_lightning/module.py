@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -21,7 +21,8 @@ from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.formation import FormationKind
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
 from dd_lightning.objectives import MatchingObjective, Problem, TrajectoryMatching
-from dd_lightning.pools import CandidatePool
+from dd_lightning.pools import CandidatePool, PoolSetup
+from dd_lightning.sets.color_spaces import color_space_from_tensors
 from dd_lightning.sets.initial import Initialization
 from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.storage import ImageSpace, Storage
@@ -132,6 +133,11 @@ class DistillationModule(LightningModule):
         return self._distillation
 
     @property
+    def problem(self) -> Problem:
+        """Synthetic set, real set and network, on the device."""
+        return self.distillation.problem
+
+    @property
     def datamodule(self) -> DistillationDataModule:
         """The data that the Trainer was given."""
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -153,7 +159,7 @@ class DistillationModule(LightningModule):
         if self.synthetic is None:
             self.synthetic = self.storage.empty(real, data.space, self.optimizer.student_lr)
         problem = Problem(self.synthetic, real, network)
-        self.objective.check(problem)
+        self.objective.check(network, real)
         same_trainer = self._last_trainer is not None and self._last_trainer() is self.trainer
         before = self.distillation.state_dict() if same_trainer else None
         run = Distillation(
@@ -168,14 +174,49 @@ class DistillationModule(LightningModule):
             valid_pixels=self.storage.valid_pixels(self.synthetic, data.space) if self.clamp else None,
             on_nonfinite=self.on_nonfinite,
         )
-        rank_zero_info(f"memory of a step on {device}: {run.plan_memory(self.candidates_per_step, device.type)}")
+        rank_zero_info(
+            f"memory of a step on {device}: {run.plan_memory(self.candidates_per_step, device.type, self.execution)}"
+        )
         network.to(device)
+        self._net = network
         started = time.perf_counter()
-        self.pool.prepare(self._pool_setup(network, real, device))
+        self.pool.prepare(
+            PoolSetup(
+                network,
+                real,
+                data.name,
+                data.fingerprint,
+                device,
+                self._train_experts,
+                self.seed,
+                self.trainer.progress_bar_callback is not None,
+                self.trainer.max_steps,
+                rank_zero_info,
+            )
+        )
         self.expert_seconds = time.perf_counter() - started
         if before is not None:
             run.load_state_dict(before)
         self._distillation, self._last_trainer, self.candidates_per_step = run, weakref.ref(self.trainer), 1
+
+    def _train_experts(self, store: Any, identity: Any, recipe: Any, num_experts: int, epochs: int) -> None:  # TEMP
+        from dd_lightning.training.experts import train_experts
+
+        datamodule = self.datamodule
+        if self.trainer.is_global_zero:
+            train_experts(
+                self._net,
+                datamodule.train,
+                store,
+                identity,
+                recipe,
+                num_experts,
+                epochs,
+                held_out=datamodule.test,
+                device=self.trainer.strategy.root_device,
+                progress_bar=self.trainer.progress_bar_callback is not None,
+            )
+        self.trainer.strategy.barrier("experts")
 
     def on_fit_start(self) -> None:
         """Draw S_0, unless S comes from a checkpoint or an earlier fit."""
@@ -228,6 +269,8 @@ class DistillationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
         checkpoint["distillation"] = self.distillation.state_dict()
+        space = self.synthetic_set.space
+        checkpoint["pixels_to"] = None if space is None else (space.kind, space.tensors())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it. Without a setup, as in ``load_from_checkpoint``, give back the images."""
@@ -236,10 +279,16 @@ class DistillationModule(LightningModule):
             raise InputError("the checkpoint holds no distillation run; give one that DistillationModule wrote")
         check_format(state)
         if self._distillation is not None:
+            if state["seed"] != self.seed:
+                rank_zero_warn(f"seed is {self.seed}, but the checkpoint's run has {state['seed']}, which is used")
             self.distillation.load_state_dict(state)
         else:
             self.storage = Storage(**{field.name: state["run"][field.name] for field in fields(Storage)})
-            self.synthetic = SyntheticSet.of_state(checkpoint["state_dict"], "synthetic.")
+            images, targets, lr = (
+                checkpoint["state_dict"][f"synthetic.{n}"] for n in ("images", "targets", "student_lr")
+            )
+            space = None if checkpoint["pixels_to"] is None else color_space_from_tensors(*checkpoint["pixels_to"])
+            self.synthetic = SyntheticSet(images, targets, float(lr), self.storage.decoding, space)
         self.seed, self._initialized = state["seed"], True
         if "loops" in checkpoint:  # a longer run may go on where a finished one ended: its one epoch is not over
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

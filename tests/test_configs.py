@@ -13,7 +13,6 @@ from torch import Tensor
 import dd_lightning.module
 from dd_lightning.cli.main import DistillationCLI, main
 from dd_lightning.functional.formation import Formation
-from dd_lightning.functional.policies import AugmentationPolicy
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
@@ -201,7 +200,7 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
     assert torch.isfinite(images).all()
     assert ((images - initial).abs().flatten(1).amax(1) > 0).sum() > 0.9 * len(images)
     if module.storage.init == "real":
-        drawn = initial_images(module.distillation.problem.real, 2, "real", step_generator(0, 0, "initial"), module.storage.decoding)
+        drawn = initial_images(module.problem.real, 2, "real", step_generator(0, 0, "initial"), module.storage.decoding)
         assert torch.equal(initial, data.space.decode(drawn) if module.storage.image_space == "pixels" else drawn)
     assert module.trainer.global_step == SMOKE_STEPS
 
@@ -263,13 +262,18 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
         module.pool.expert_epochs,
         module.pool.max_start_epoch,
         module.objective.batch_syn,
-        module.image_lr,
-        module.student_lr_lr,
-        module.initial_student_lr,
+        module.optimizer.image_lr,
+        module.optimizer.student_lr_lr,
+        module.optimizer.student_lr,
         zca={"zca": True, "normalized": False}[data.color_space],
     )
     assert (data.name, module.storage.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
-    assert (module.momentum, module.storage.init, module.storage.labels, module.seed) == (0.5, "real", "hard", 0)
+    assert (module.optimizer.momentum, module.storage.init, module.storage.labels, module.seed) == (
+        0.5,
+        "real",
+        "hard",
+        0,
+    )
     assert (module.pool.size, module.pool.min_start_epoch, module.pool.refresh_rule) == (100, 0, "redraw")
     assert module.pool.train_epochs is None
     assert module.pool.needed_epochs == row.max_start_epoch - 1 + row.expert_epochs <= 50
@@ -302,26 +306,28 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     assert type(objective) is {"idc": GradientMatching, "dream_plus": BidirectionalMatching}[method]
     assert isinstance(objective, GradientMatching)
     assert isinstance(pool, NetworkPool)
-    representatives = objective.representatives
     assert row == PublishedLive(
-        module.image_lr,
+        module.optimizer.image_lr,
         objective.batch_real,
         module.storage.init,
-        None if representatives is None else representatives.interval,
+        objective.interval if objective.sampling == "representative" else None,
         pool.pretrain_epochs,
     )
     assert row.image_lr == pytest.approx(5e-3 * int(ipc) / 10, rel=1e-12)
     assert (data.name, module.storage.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
     assert (module.storage.decoding, module.storage.effective_ipc) == (Formation(2, "single"), 4 * int(ipc))
-    assert (module.storage.image_space, module.image_steps, module.momentum) == ("pixels", "per_class", 0.5)
+    assert (module.storage.image_space, module.optimizer.image_steps, module.optimizer.momentum) == (
+        "pixels",
+        "per_class",
+        0.5,
+    )
     assert (module.inner_loop, module.clamp, module.storage.labels, module.seed) == (100, True, "hard", 0)
     assert (objective.metric, objective.include_classifier, objective.include_bias) == ("mse", False, False)
     assert objective.batch_syn == 128
-    assert objective.augmentation == AugmentationPolicy("color_crop_cutout", "idc")
+    assert (objective.augmentation, objective.policy) == ("color_crop_cutout", "idc")
     if isinstance(objective, BidirectionalMatching):
         assert objective.alpha == 1
-        assert representatives is not None
-        assert (representatives.size, representatives.per_cluster) == (128, 1)
+        assert (objective.batch_real, objective.per_cluster) == (128, 1)
     assert (pool.size, pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
     assert pool.recipe == NetworkRecipe(
         lr=0.01,

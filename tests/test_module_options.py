@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from dd_lightning.callbacks.hyperparameters import hyperparameters
 from dd_lightning.datamodules import DatasetDataModule
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import InputError
@@ -22,11 +24,15 @@ from dd_lightning.functional.kmeans import representatives
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.module import DistillationModule
-from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives import BidirectionalMatching, GradientMatching, ScoredCandidate, TrajectoryMatching
+from dd_lightning.objectives import (
+    BidirectionalMatching,
+    GradientMatching,
+    Problem,
+    ScoredCandidate,
+    TrajectoryMatching,
+)
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.pools import Candidate, NetworkPool, TrajectoryPool, TrajectorySegment
-from dd_lightning.sets.synthetic import SyntheticSet
 from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
 
@@ -44,7 +50,7 @@ class Watch(Callback):
         assert isinstance(pl_module, DistillationModule)
         if self.initial is None:
             self.initial = pl_module.synthetic_set.images.detach().clone()
-        pl_module.distillation.draw(1)  # what begins a step; drawing twice gives the same
+        pl_module.distillation.begin(trainer.global_step)  # once per step, whoever is first
         self.begun.append(pl_module.synthetic_set.images.detach().clone())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
@@ -99,7 +105,7 @@ def test_cluster_representatives_are_where_it_starts(tmp_path: Path, options: di
     chosen = []
     for label in range(small.CLASSES):
         rows = (real.labels == label).nonzero().flatten()
-        features = distilled.distillation.problem.network.features(theta, real.images[rows])
+        features = distilled.problem.network.features(theta, real.images[rows])
         chosen.append(rows[representatives(features, 2 * factor**2, generator)])
     expected = pack(real.images[torch.cat(chosen)], Formation(factor))
     assert watch.initial is not None
@@ -216,11 +222,11 @@ def test_gradient_matching_on_experts_is_at_the_start_of_their_segments(store: P
         sides = []
         for inputs in (real.images[rows], images[own]):
             leaf = theta.clone().requires_grad_()
-            outputs = distilled.distillation.problem.network(leaf, inputs)
+            outputs = distilled.problem.network(leaf, inputs)
             targets = torch.full((len(inputs),), label)
             sides.append(torch.autograd.grad(F.cross_entropy(outputs, targets), leaf, create_graph=True)[0])
         convolution = slice(0, 4 * 9)
-        assert distilled.distillation.problem.network.parameter_shapes[0] == (4, 1, 3, 3)
+        assert distilled.problem.network.parameter_shapes[0] == (4, 1, 3, 3)
         loss = loss + (sides[0][convolution].detach() - sides[1][convolution]).square().sum()
     gradient = torch.autograd.grad(loss, images)[0]
     torch.testing.assert_close(watch.ended[1], watch.begun[1] - 0.1 * gradient, rtol=1e-5, atol=1e-6)
@@ -259,9 +265,8 @@ def test_trajectory_matching_through_decoding_is_plain_backpropagation(
     decoded = small.data().space.encode(torch.stack(each, dim=1).flatten(0, 1))
     decoded_targets = torch.stack([targets] * len(each), dim=1).flatten(0, 1)
     theta = segment.start.clone().requires_grad_()
-    inputs = (distilled.synthetic_set, distilled.distillation.problem.real, distilled.distillation.problem.network, lambda: segment, context)
-    for indices, draw in distilled.objective.draw(*inputs):
-        outputs = distilled.distillation.problem.network(theta, augment(decoded[indices], draw))
+    for indices, draw in distilled.objective.draw(distilled.problem, lambda: segment, context):
+        outputs = distilled.problem.network(theta, augment(decoded[indices], draw))
         loss = classification_loss(outputs, decoded_targets[indices])
         theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
     matching = (theta - segment.target).square().sum() / (segment.start - segment.target).square().sum()
@@ -279,13 +284,13 @@ class Chooser(GradientMatching):
         self.references: list[Candidate] = []
         self.winners: list[Candidate] = []
 
-    def draw(self, *arguments: Any) -> ClasswiseDraw:  # noqa: ANN401
-        self.references.append(arguments[3]())
-        return super().draw(*arguments)
+    def draw(self, problem: Problem, reference: Callable[[], Candidate], context: StepContext) -> ClasswiseDraw:
+        self.references.append(reference())
+        return super().draw(problem, reference, context)
 
-    def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
+    def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         self.winners.append(scored.candidate)
-        return super().loss(synthetic, network, scored)
+        return super().loss(problem, scored)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -384,8 +389,8 @@ def test_load_from_checkpoint_decodes_alike(
     arguments: dict[str, Any] = {"objective": GradientMatching(), "pool": NetworkPool()} if described else {}
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "step=2.ckpt", **arguments)
     assert small.same(small.learned(loaded), small.learned(distilled))
-    assert loaded.synthetic_set.formation == loaded.formation == distilled.synthetic_set.formation
-    assert loaded.image_space == distilled.storage.image_space
+    assert loaded.synthetic_set.formation == loaded.storage.decoding == distilled.synthetic_set.formation
+    assert loaded.storage.image_space == distilled.storage.image_space
     assert "batches_drawn" not in hyperparameters(distilled)  # a state is no setting
     assert hyperparameters(distilled)["age_limit"] == 3
     assert torch.equal(loaded.synthetic_set.decoded(), distilled.synthetic_set.decoded())

@@ -150,7 +150,7 @@ class EvalCallback(RunCallback):
             self._evaluate(module, self.num_networks)
         if self.compare_random:
             # as many as are stored: what a budget of that many whole images is worth
-            real, ipc = module.distillation.problem.real, module.storage.ipc
+            real, ipc = module.problem.real, module.storage.ipc
             images = initial_images(real, ipc, "real", step_generator(module.seed, 0, "random-real"))
             labels = class_labels(real.num_classes, ipc).to(images.device)
             self.random_real = self._train_and_test(

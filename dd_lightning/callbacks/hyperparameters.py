@@ -12,7 +12,7 @@ def hyperparameters(module: DistillationModule) -> dict[str, Any]:
     settings = {
         "objective": type(module.objective).__name__,
         "pool": type(module.pool).__name__,
-        "network": module.distillation.problem.network.name,
+        "network": module.problem.network.name,
         "dataset": module.datamodule.name,
         **asdict(module.storage),
         **asdict(module.optimizer),

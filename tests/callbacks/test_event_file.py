@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter
-from dd_lightning.callbacks.evaluation import EvaluationPoint
+from dd_lightning.callbacks.accuracy_curve import EvaluationPoint
 from dd_lightning.cli.report import summary
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
@@ -212,16 +212,9 @@ def test_one_validation_leaves_no_trace(store: Path, tmp_path: Path) -> None:
     assert all(point.validations == (point.accuracies,) for point in points.points)
 
 
-def test_a_state_without_validations_is_loaded() -> None:
-    points = EvalCallback(recipe="idc")
-    points.load_state_dict({"points": [(3, "a", [0.25, 0.5], 1.5)]})
-    assert points.points == [EvaluationPoint(3, "a", (0.25, 0.5), 1.5)]
-    assert points.points[0].best_accuracies == (0.25, 0.5)
-
-
 def test_state_round_trip() -> None:
     first, second = EvalCallback(), EvalCallback()
-    first.points = [
+    first.curve.points = [
         EvaluationPoint(0, "a", (0.25, 0.5), 1.5, ((0.75, 0.0), (0.25, 0.5))),
         EvaluationPoint(7, "b", (1.0,), 2.0),
     ]
@@ -315,7 +308,7 @@ def test_a_resumed_run_goes_on_with_early_points(store: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_early_networks_are_some_of_all(count: int) -> None:
-    with pytest.raises(InputError, match=f"num_networks_intermediate is {count} and num_networks is 3; use 1"):
+    with pytest.raises(InputError, match=f"num_networks_intermediate is {count}; it must be at least 1 and at most 3"):
         early(count)
 
 
