@@ -43,7 +43,7 @@ from dd_lightning.functional.random import StepContext
 from dd_lightning.functional.trajectory import trajectory_loss
 from dd_lightning.module import DistillationModule, as_distillation
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives import TrajectoryMatching
+from dd_lightning.objectives import Problem, TrajectoryMatching
 from dd_lightning.pools import PoolSetup, TrajectoryPool
 from dd_lightning.sets.synthetic import SyntheticSet
 from dd_lightning.training.evaluation import evaluate_synthetic_set, get_recipe, mean_std
@@ -185,8 +185,9 @@ def ranks(seed: int, args: argparse.Namespace) -> Row:
         synthetic = SyntheticSet(tensors[f"images/{step}"], labels, float(tensors[f"lr/{step}"]))
         losses: list[Tensor] = []
         for context in (StepContext(seed, step), StepContext(seed, step + 1)):
-            draw = objective.draw(synthetic, data.train, network, lambda: segments[0], context)
-            scored = [objective.score(synthetic, data.train, network, s, draw, sole=False) for s in segments]
+            problem = Problem(synthetic, data.train, network)
+            draw = objective.draw(problem, lambda: segments[0], context)
+            scored = [one for s in segments for one in objective.score(problem, [s], draw)]
             # losses after every number of steps, [n, candidates]
             losses.append(
                 torch.stack(

@@ -99,7 +99,7 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
         "model.pool.init_args.num_experts": args.num_experts,
         "model.pool.init_args.train_epochs": args.train_epochs,
         "model.objective.init_args.syn_steps": args.syn_steps,
-        "model.objective.init_args.compile": args.compile,
+        "model.objective.init_args.execution.compile": args.compile,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     return chosen | {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in args.set)}

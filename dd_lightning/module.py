@@ -14,12 +14,13 @@ from torch import Tensor
 
 from dd_lightning.datamodules import DistillationDataModule
 from dd_lightning.execution.memory import MemoryEstimate, MemoryPart, explain_oom, peak_memory_bytes
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.distances import step_per_iteration
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation, FormationKind
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
-from dd_lightning.objectives import MatchingObjective, ScoredCandidate, TrajectoryMatching
+from dd_lightning.objectives import MatchingObjective, Problem, ScoredCandidate, TrajectoryMatching, Workload
 from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup
 from dd_lightning.sets.class_batches import Features
 from dd_lightning.sets.color_spaces import color_space_from_tensors
@@ -113,13 +114,13 @@ class DistillationModule(LightningModule):
             raise InputError("clamp is true, but inner_loop is null; images are clamped every inner_loop steps: set it")
         self.objective: MatchingObjective = objective or TrajectoryMatching()
         self.pool: CandidatePool = pool or self.objective.default_pool()
-        if not issubclass(self.pool.gives, self.objective.candidates):
+        if not issubclass(self.pool.gives, self.objective.candidate_type):
             raise InputError(
-                f"{type(self.objective).__name__} learns from {self.objective.candidates.__name__}, but "
+                f"{type(self.objective).__name__} learns from {self.objective.candidate_type.__name__}, but "
                 f"{type(self.pool).__name__} gives {self.pool.gives.__name__}; use "
                 f"{type(self.objective.default_pool()).__name__}"
             )
-        if label_lr > 0 and not self.objective.learns_labels:
+        if label_lr > 0 and "labels" not in self.objective.learnable:
             raise InputError(
                 f"label_lr is {label_lr:g}, but {type(self.objective).__name__} has no gradient by the labels; set "
                 "label_lr: 0, which keeps them fixed"
@@ -198,6 +199,11 @@ class DistillationModule(LightningModule):
         return self._real
 
     @property
+    def problem(self) -> Problem:
+        """What is distilled; it is there once fitting has begun."""
+        return Problem(self.synthetic_set, self.real, self.network)
+
+    @property
     def effective_ipc(self) -> int:
         """Images per class after decoding: what networks are trained on."""
         return self.ipc * self.formation.per_image
@@ -247,7 +253,7 @@ class DistillationModule(LightningModule):
         sole = len(keys) == 1 if sole is None else sole
         with self.explain_oom("scoring", self.memory_remedy):
             candidates = [self.pool.load(key) for key in keys]
-            scored = self.objective.score_all(self.synthetic_set, self.real, self.network, candidates, self._draw, sole)
+            scored = self.objective.score(self.problem, candidates, self._draw, with_gradient=sole)
         self.candidate_evaluations += len(scored)
         return scored
 
@@ -263,16 +269,14 @@ class DistillationModule(LightningModule):
         self._begin_step()
         with self.explain_oom("scoring", self.memory_remedy):
             candidates = [self.pool.load(key) for key in keys]
-            begun = self.objective.score_begun(
-                self.synthetic_set, self.real, self.network, candidates, self._draw, steps
-            )
+            begun = self.objective.score(self.problem, candidates, self._draw, steps=steps)
         self.candidate_evaluations += len(begun) * steps / (self.objective.inner_steps or steps)
         return begun
 
     def completed(self, begun: ScoredCandidate, steps: int) -> ScoredCandidate:
         """Return a candidate that was scored by its first ``steps`` inner steps, scored by all of them."""
         with self.explain_oom("scoring", self.memory_remedy):
-            scored = self.objective.completed(self.synthetic_set, self.real, self.network, begun)
+            (scored,) = self.objective.score(self.problem, [begun.candidate], begun.draw, resume=[begun])
         self.candidate_evaluations += 1 - steps / (self.objective.inner_steps or steps)
         return scored
 
@@ -294,12 +298,12 @@ class DistillationModule(LightningModule):
         (scored, drawn), self._selected = self._selected, None
         self._refresh_due = (scored.candidate.key, drawn)
         self._log_step(scored)
-        self._skipped = not self._finite(scored.loss, "the matching loss") or self.objective.skips(scored.loss)
+        self._skipped = not self._finite(scored.loss, "the matching loss") or scored.skip
         if self._skipped:
             self.skipped_steps += 1
             return None
         with self.explain_oom("computing the gradient", self.memory_remedy):
-            return self.objective.loss(self.synthetic_set, self.network, scored)
+            return self.objective.loss(self.problem, scored)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Lightning's own signature)
         """Compute the gradient by the images."""
@@ -313,11 +317,11 @@ class DistillationModule(LightningModule):
     @property
     def memory_remedy(self) -> str:
         """What a person can do where a step needs more memory than there is."""
-        several = self._candidates_per_step > 1
-        return self.objective.memory_remedy + (", or fewer selection.num_candidates" if several else "")
+        remedy = self.memory_estimate.remedy if self.memory_estimate is not None else "use a smaller network"
+        return remedy + (", or fewer selection.num_candidates" if self._candidates_per_step > 1 else "")
 
     def explain_oom(self, doing: str, remedy: str) -> AbstractContextManager[None]:
-        """Return a context in which a failed allocation becomes an InputError of one line.
+        """Return a context in which a failed allocation becomes an OutOfMemoryError of one line.
 
         Args:
             doing: What is done in it.
@@ -340,9 +344,7 @@ class DistillationModule(LightningModule):
             if self.clamp and self.outer_iteration is not None:
                 torch.clamp(synthetic.images, *self._valid_pixels(), out=synthetic.images.detach())
         with self.explain_oom("drawing", self.memory_remedy):
-            self._draw = self.objective.draw(
-                synthetic, self.real, self.network, self._reference_candidate, self.context()
-            )
+            self._draw = self.objective.draw(self.problem, self._reference_candidate, self.context())
 
     def _reference_candidate(self) -> Candidate:
         """Return what the previous step learned from, as the pool has it now; at first, the first uniform draw."""
@@ -381,7 +383,7 @@ class DistillationModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One SGD with a group each for images, student learning rate and soft labels."""
         synthetic = self.synthetic_set
-        learns_lr = self.student_lr_lr > 0 and self.objective.uses_student_lr
+        learns_lr = self.student_lr_lr > 0 and "student_lr" in self.objective.learnable
         synthetic.student_lr.requires_grad_(learns_lr)
         image_lr, momentum = self.image_lr, self.momentum
         if self.image_steps == "per_class":
@@ -448,15 +450,15 @@ class DistillationModule(LightningModule):
             # stored images with gradient and momentum, decoded ones with theirs
             MemoryPart("synthetic set", 3 * stored + 2 * stored * self.formation.per_image),
         )
-        size = real.num_classes * self.effective_ipc
-        return self.objective.plan_memory(
+        workload = Workload(
             self.network,
-            size,
+            real.num_classes * self.effective_ipc,
             self.label_kind == "soft",
             self._candidates_per_step,
-            resident,
             self.trainer.strategy.root_device.type,
+            resident,
         )
+        return self.objective.plan_memory(workload, Execution())
 
     def _initial_set(self, real: RealSet, init: Initialization) -> SyntheticSet:
         space = self.datamodule.space
@@ -525,7 +527,7 @@ class DistillationModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Let the objective prepare: now it is known what is learned, and whether from a checkpoint."""
-        self.objective.prepare(self.network, self.synthetic_set, self.trainer.max_steps, rank_zero_info)
+        self.objective.prepare(self.problem, self.trainer.max_steps, rank_zero_info)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""

@@ -13,7 +13,6 @@ from torch import Tensor
 import dd_lightning.module
 from dd_lightning.cli.main import DistillationCLI, main
 from dd_lightning.functional.formation import Formation
-from dd_lightning.functional.policies import AugmentationPolicy
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
@@ -302,12 +301,11 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     assert type(objective) is {"idc": GradientMatching, "dream_plus": BidirectionalMatching}[method]
     assert isinstance(objective, GradientMatching)
     assert isinstance(pool, NetworkPool)
-    representatives = objective.representatives
     assert row == PublishedLive(
         module.image_lr,
         objective.batch_real,
         module.init_kind,
-        None if representatives is None else representatives.interval,
+        objective.interval if objective.sampling == "representative" else None,
         pool.pretrain_epochs,
     )
     assert row.image_lr == pytest.approx(5e-3 * int(ipc) / 10, rel=1e-12)
@@ -317,11 +315,10 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     assert (module.inner_loop, module.clamp, module.label_kind, module.seed) == (100, True, "hard", 0)
     assert (objective.metric, objective.include_classifier, objective.include_bias) == ("mse", False, False)
     assert objective.batch_syn == 128
-    assert objective.augmentation == AugmentationPolicy("color_crop_cutout", "idc")
+    assert (objective.augmentation, objective.policy) == ("color_crop_cutout", "idc")
     if isinstance(objective, BidirectionalMatching):
         assert objective.alpha == 1
-        assert representatives is not None
-        assert (representatives.size, representatives.per_cluster) == (128, 1)
+        assert (objective.batch_real, objective.per_cluster) == (128, 1)
     assert (pool.size, pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
     assert pool.recipe == NetworkRecipe(
         lr=0.01,

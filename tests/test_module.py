@@ -126,8 +126,7 @@ def test_gradient_is_plain_backpropagation(store: Path, tmp_path: Path) -> None:
     objective = distilled.objective
     assert isinstance(objective, TrajectoryMatching)
     theta = segment.start.clone().requires_grad_()
-    inputs = (distilled.synthetic_set, distilled.real, distilled.network, lambda: segment, context)
-    for indices, draw in objective.draw(*inputs):
+    for indices, draw in objective.draw(distilled.problem, lambda: segment, context):
         loss = classification_loss(distilled.network(theta, augment(images[indices], draw)), targets[indices])
         theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
     matching = (theta - segment.target).square().sum() / (segment.start - segment.target).square().sum()

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +23,15 @@ from dd_lightning.functional.kmeans import representatives
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.module import DistillationModule
-from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives import BidirectionalMatching, GradientMatching, ScoredCandidate, TrajectoryMatching
+from dd_lightning.objectives import (
+    BidirectionalMatching,
+    GradientMatching,
+    Problem,
+    ScoredCandidate,
+    TrajectoryMatching,
+)
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.pools import Candidate, NetworkPool, TrajectoryPool, TrajectorySegment
-from dd_lightning.sets.synthetic import SyntheticSet
 from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
 
@@ -259,8 +264,7 @@ def test_trajectory_matching_through_decoding_is_plain_backpropagation(
     decoded = small.data().space.encode(torch.stack(each, dim=1).flatten(0, 1))
     decoded_targets = torch.stack([targets] * len(each), dim=1).flatten(0, 1)
     theta = segment.start.clone().requires_grad_()
-    inputs = (distilled.synthetic_set, distilled.real, distilled.network, lambda: segment, context)
-    for indices, draw in distilled.objective.draw(*inputs):
+    for indices, draw in distilled.objective.draw(distilled.problem, lambda: segment, context):
         outputs = distilled.network(theta, augment(decoded[indices], draw))
         loss = classification_loss(outputs, decoded_targets[indices])
         theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
@@ -279,13 +283,13 @@ class Chooser(GradientMatching):
         self.references: list[Candidate] = []
         self.winners: list[Candidate] = []
 
-    def draw(self, *arguments: Any) -> ClasswiseDraw:  # noqa: ANN401
-        self.references.append(arguments[3]())
-        return super().draw(*arguments)
+    def draw(self, problem: Problem, reference: Callable[[], Candidate], context: StepContext) -> ClasswiseDraw:
+        self.references.append(reference())
+        return super().draw(problem, reference, context)
 
-    def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
+    def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         self.winners.append(scored.candidate)
-        return super().loss(synthetic, network, scored)
+        return super().loss(problem, scored)
 
 
 @pytest.mark.parametrize("resumed", [False, True])

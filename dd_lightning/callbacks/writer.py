@@ -82,7 +82,7 @@ def synthetic_file(module: DistillationModule, step: int, config: dict[str, Any]
         images=synthetic.images.detach().cpu(),
         labels=synthetic.targets.detach().cpu(),
         label_kind="hard" if synthetic.label_kind == "hard" else "logits",
-        lr=module.student_lr if module.objective.uses_student_lr else None,
+        lr=module.student_lr if "student_lr" in module.objective.learnable else None,
         color_space=data.space.kind,
         color_space_tensors=data.space.tensors(),
         ipc=module.ipc,

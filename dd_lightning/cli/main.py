@@ -21,7 +21,7 @@ from dd_lightning.cli.report import closing_table, evaluation_table, show, summa
 from dd_lightning.cli.runs import check_writable, is_checkpoint, last_checkpoint
 from dd_lightning.datamodules import DigitsDataModule, DistillationDataModule, datamodule_by_name
 from dd_lightning.execution.memory import explain_oom
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import DistillationError, InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.atomic_write import write_atomically
@@ -78,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.stdout.write(f"dd-lightning {__version__}\n")
         else:
             _stop(f"unknown command {command!r}; use fit, experts or evaluate", status=2)
-    except (MisconfigurationException, OSError) as error:
+    except (MisconfigurationException, OSError, DistillationError) as error:
         _stop(str(error), status=1)
     except ValueError as error:
         cause = _input_error(error)

@@ -1,6 +1,6 @@
 """A network as a function of one flat parameter vector."""
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Self
 
 import torch
@@ -58,6 +58,7 @@ class FunctionalNetwork:
         self.image_shape = image_shape
         self.num_classes = num_classes
         self._spec = spec
+        self._precision: Precision = "float32"
         template = self._build(seed=0)
         named = dict(template.named_parameters())
         self.parameter_names: tuple[str, ...] = tuple(named)
@@ -88,8 +89,7 @@ class FunctionalNetwork:
         Raises:
             InputError: If the vector is not ``[P]``.
         """
-        logits: Tensor = functional_call(self._template, self._state(self._template, theta), (images,))
-        return logits
+        return self._run(self._template, theta, images)
 
     def features(self, theta: Parameters, images: Tensor) -> Tensor:
         """Return what the submodule named ``classifier`` would be given, flattened.
@@ -104,9 +104,7 @@ class FunctionalNetwork:
         Raises:
             InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
         """
-        body = self.check_features()
-        embedded: Tensor = functional_call(body, self._state(body, theta), (images,))
-        return embedded.flatten(1)
+        return self._run(self.check_features(), theta, images).flatten(1)
 
     def check_features(self) -> nn.Module:
         """Return the network without its classifier.
@@ -126,10 +124,32 @@ class FunctionalNetwork:
         """
         self.check_features()
         classifier, prefix = self._template.get_submodule("classifier"), "classifier."
-        state = self._state(self._template, theta)
-        own = {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}
-        logits: Tensor = functional_call(classifier, own, (features,))
-        return logits
+
+        def classified(theta: Parameters, features: Tensor) -> Tensor:
+            state = self._state(self._template, theta)
+            own = {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}
+            logits: Tensor = functional_call(classifier, own, (features,))
+            return logits
+
+        return in_precision(classified, self._precision)(theta, features)
+
+    def in_precision(self, precision: Precision) -> Self:
+        """Return the network with layers that compute in ``precision``; what goes in and comes out stays as it is."""
+        twin = copy(self)
+        twin._precision = precision
+        return twin
+
+    def check_pieces(self, micro_batch: int | None, batch: int) -> None:
+        """Check that a batch may pass through the network in pieces of at most ``micro_batch`` images; None: whole.
+
+        Raises:
+            InputError: If batch norm needs the whole batch at once.
+        """
+        if micro_batch is not None and micro_batch < batch and self.uses_batch_statistics:
+            raise InputError(
+                f"micro_batch is {micro_batch}, but network {self.name!r} has batch norm, which needs all {batch} "
+                "images of a batch at once; set execution.micro_batch: null, or use another norm"
+            )
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return the parameters as views into ``theta [P]``, in their own shapes, in the vector's order.
@@ -212,6 +232,13 @@ class FunctionalNetwork:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             return build_network(self._spec, channels, self.num_classes, (height, width))
+
+    def _run(self, module: nn.Module, theta: Parameters, images: Tensor) -> Tensor:
+        def run(theta: Parameters, images: Tensor) -> Tensor:
+            output: Tensor = functional_call(module, self._state(module, theta), (images,))
+            return output
+
+        return in_precision(run, self._precision)(theta, images)
 
     def _state(self, module: nn.Module, theta: Parameters) -> dict[str, Tensor]:
         """Name the parts that the module has, and copy its buffers in the parameters' precision."""

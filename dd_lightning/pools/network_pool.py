@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from dd_lightning.execution.compile import Compile, compile_choice, compiles, try_compile
-from dd_lightning.execution.compiled_loss import CompiledLoss
+from dd_lightning.execution.compiled_loss import compiled_loss
 from dd_lightning.execution.precision import Precision, precision_choice, tensor_float
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import augment_in_turn
-from dd_lightning.functional.products import gradient
+from dd_lightning.functional.products import DifferentiatedLoss, gradient
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import training_loss
 from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup, drawn_apart
@@ -102,7 +102,7 @@ class NetworkPool(CandidatePool):
         self.policy = recipe.policy_of_augmentation()
         self.compile = compile_choice(compile)
         self.precision = precision_choice(precision)
-        self._compiled: CompiledLoss | None = None
+        self._compiled: DifferentiatedLoss | None = None
         self.batches_drawn = 0
         self._members: list[_Member] = []
         self._setup: PoolSetup | None = None
@@ -191,13 +191,13 @@ class NetworkPool(CandidatePool):
         """Images of the batches that compiled code is for: all but the last one of an epoch."""
         return min(self.recipe.batch_size, len(self._ready.real))
 
-    def _warmed_up(self) -> CompiledLoss:
+    def _warmed_up(self) -> DifferentiatedLoss:
         """Train on one batch, which compiles all that the run will need."""
         network, device, size = self._ready.network, self._ready.device, self._compiled_batch
         images, labels = self._ready.real.images[:size].to(device), self._ready.real.labels[:size].to(device)
-        loss = CompiledLoss(training_loss(network, self.precision))
+        loss = compiled_loss(training_loss(network, self.precision))
         with tensor_float(self.precision, device):
-            gradient(loss, network.initial(0).to(images), images, self._compiled_targets(images, labels))
+            loss.gradient(network.initial(0).to(images), images, self._compiled_targets(images, labels))
         return loss
 
     def _compiled_targets(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class NetworkPool(CandidatePool):
     def _gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Return the gradient of the networks' training, by compiled code where there is any."""
         if self._compiled is not None and len(images) == self._compiled_batch:
-            return gradient(self._compiled, theta, images, self._compiled_targets(images, targets))
+            return self._compiled.gradient(theta, images, self._compiled_targets(images, targets))
         return gradient(training_loss(self._ready.network, self.precision), theta, images, targets)
 
     @property

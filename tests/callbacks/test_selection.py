@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import TrajectorySelectionCallback, selection
-from dd_lightning.functional import products, trajectory
+from dd_lightning.functional import products
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.products import Loss
+from dd_lightning.functional.products import DifferentiatedLoss, Loss
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.functional.selection import Favor, sample_index, selection_probabilities
 from dd_lightning.functional.trajectory import trajectory_loss, unroll
@@ -24,11 +24,12 @@ from dd_lightning.networks import training_loss
 from dd_lightning.objectives import (
     GradientMatching,
     MatchingObjective,
+    Problem,
     ScoredCandidate,
     TrajectoryMatching,
-    trajectory_matching,
+    student,
 )
-from dd_lightning.pools import CandidateKey, TrajectoryPool, TrajectorySegment
+from dd_lightning.pools import Candidate, CandidateKey, TrajectoryPool, TrajectorySegment
 from tests import small
 
 
@@ -40,24 +41,29 @@ class Watch(TrajectoryMatching):
         self.scored: list[ScoredCandidate] = []
         self.differentiated: list[ScoredCandidate] = []
 
-    def score_all(self, *arguments: Any) -> list[ScoredCandidate]:  # noqa: ANN401
-        scored = super().score_all(*arguments)
+    def score(self, *arguments: Any, **options: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+        scored = super().score(*arguments, **options)
         self.scored += scored
         return scored
 
-    def loss(self, synthetic: Any, network: Any, scored: ScoredCandidate) -> Tensor:  # noqa: ANN401
+    def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         self.differentiated.append(scored)
-        return super().loss(synthetic, network, scored)
+        return super().loss(problem, scored)
 
 
 def test_the_winners_work_is_reused(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
 
-    def counted(loss: Loss, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        passes.append(len(thetas))
-        return products.gradients(loss, thetas, images, targets)
+    def counted(loss: Loss) -> DifferentiatedLoss:
+        made = products.differentiated(loss)
 
-    monkeypatch.setattr(trajectory, "gradients", counted)
+        def gradients(thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+            passes.append(len(thetas))
+            return made.gradients(thetas, images, targets)
+
+        return made._replace(gradients=gradients)
+
+    monkeypatch.setattr(student, "differentiated", counted)
     watch, steps = Watch(), 4
     distilled = small.module(store, objective=watch)
     small.fit(tmp_path, distilled, small.selection(num_candidates=3), steps=steps)
@@ -106,25 +112,20 @@ class Stub(MatchingObjective):
     def default_pool() -> TrajectoryPool:
         return TrajectoryPool()
 
-    def draw(self, synthetic: Any, real: Any, network: Any, reference: Any, context: StepContext) -> int:  # noqa: ANN401
+    def draw(self, problem: Problem, reference: Any, context: StepContext) -> int:  # noqa: ANN401
         return context.step
 
-    def score(
-        self,
-        synthetic: Any,  # noqa: ANN401
-        real: Any,  # noqa: ANN401
-        network: Any,  # noqa: ANN401
-        candidate: Any,  # noqa: ANN401
-        draw: int,
-        sole: bool,
-    ) -> ScoredCandidate:
+    def score(self, problem: Problem, candidates: Any, draw: int, **_: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+        return [self.one(candidate, draw) for candidate in candidates]
+
+    def one(self, candidate: Candidate, draw: int) -> ScoredCandidate:
         expert: int = candidate.key[0]
         self.drawn.append(expert)
         return ScoredCandidate(candidate, torch.tensor(LOSSES[expert]), draw, expert)
 
-    def loss(self, synthetic: Any, network: Any, scored: ScoredCandidate) -> Tensor:  # noqa: ANN401
+    def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         self.chosen.append(scored.work)
-        zero: Tensor = 0 * (synthetic.images.sum() + synthetic.student_lr)
+        zero: Tensor = 0 * (problem.synthetic.images.sum() + problem.synthetic.student_lr)
         return zero
 
 
@@ -203,15 +204,10 @@ class Moving(Stub):
     def of(self, step: int, key: CandidateKey) -> float:
         return LOSSES[key[0]] + 0.1 * math.sin(1.0 + step + sum(key))
 
-    def score(self, *arguments: Any) -> ScoredCandidate:  # noqa: ANN401
-        *_, candidate, step, _ = arguments
+    def one(self, candidate: Candidate, step: int) -> ScoredCandidate:
         self.calls.append((step, candidate.key))
         loss = math.nan if step == self.broken_at else self.of(step, candidate.key)
         return ScoredCandidate(candidate, torch.tensor(loss, dtype=torch.float64), step, candidate.key)
-
-    def score_begun(self, *arguments: Any) -> list[ScoredCandidate]:  # noqa: ANN401
-        *others, candidates, step, _ = arguments
-        return [self.score(*others, candidate, step, False) for candidate in candidates]
 
 
 class Recorded(Callback):
@@ -284,9 +280,9 @@ def test_a_loss_that_is_not_finite_is_not_remembered(store: Path, tmp_path: Path
 
 def test_a_new_network_has_not_its_predecessors_loss(tmp_path: Path) -> None:
     class Ages(GradientMatching):
-        def score(self, *arguments: Any) -> ScoredCandidate:  # noqa: ANN401
-            scored = super().score(*arguments)
-            calls.append(scored.candidate.key)
+        def score(self, *arguments: Any, **options: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+            scored = super().score(*arguments, **options)
+            calls.extend(one.candidate.key for one in scored)
             return scored
 
     class Births(Callback):
@@ -320,14 +316,16 @@ def test_first_steps_rank_and_the_path_is_completed(
             super().__init__()
             self.syn_steps = 5
 
-        def score_begun(self, *arguments: Any) -> list[ScoredCandidate]:  # noqa: ANN401
-            begun = super().score_begun(*arguments)
+        def score(self, problem: Problem, *arguments: Any, **options: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+            begun = super().score(problem, *arguments, **options)
+            if "resume" in options:
+                return begun
             first.extend(begun)
-            synthetic, _, network, candidates, draw, _ = arguments
+            synthetic, (candidates, draw) = problem.synthetic, arguments
             for candidate, scored in zip(candidates, begun, strict=True):
-                whole = unroll(
-                    training_loss(network),
-                    candidate.start,
+                (whole,) = unroll(
+                    products.differentiated(training_loss(problem.network)),
+                    [candidate.start],
                     synthetic.student_lr.detach(),
                     synthetic.images.detach(),
                     synthetic.targets,
@@ -348,8 +346,8 @@ def test_first_steps_rank_and_the_path_is_completed(
     first: list[ScoredCandidate] = []
     wholes: dict[tuple[int, CandidateKey], list[Tensor]] = {}
     watch, steps, gradient = Begun(), 4, products.gradient
-    monkeypatch.setattr(trajectory, "gradient", counted)
-    monkeypatch.setattr(trajectory_matching, "batching_pays", lambda *_: False)  # one by one, to the last bit
+    monkeypatch.setattr(products, "gradient", counted)
+    monkeypatch.setattr(student, "batching_pays", lambda *_: False)  # one by one, to the last bit
     distilled = small.module(store, objective=watch, image_lr=0.1, student_lr_lr=1e-7)
     small.fit(tmp_path, distilled, small.selection(score_steps=2, temperature=0.01), steps=steps)
     references = 3 * 5 * steps  # of this test

@@ -43,14 +43,14 @@ NO_FEATURES = "--model.network tests.test_bad_input_networks:no_features"
             "--model.objective.batch_real 140 --model.objective.sampling representative",
             r"batch_real is 140, but class 8, the smallest, has 139 images \(k-means would have more clusters than",
         ),
-        ("--model.objective.batch_real 0", r"batch_real is 0 and batch_syn is 128; both must be at least 1"),
+        ("--model.objective.batch_real 0", r"batch_real is 0; it must be at least 1"),
         ("--model.objective.interval 0 --model.objective.sampling representative", r"interval is 0; .*at least 1"),
         (
             "--model.objective.per_cluster 3 --model.objective.sampling representative",
             r"per_cluster is 3; it must be at least 1 and divide batch_real, 8",
         ),
         ("--model.objective.augmentation blur", r"blur"),
-        ("--model.objective BidirectionalMatching --model.objective.alpha -1", r"alpha is -1\.0; .* at least 0"),
+        ("--model.objective BidirectionalMatching --model.objective.alpha -1", r"alpha is -1; .* at least 0"),
         ("--model.label_lr 0.1", r"label_lr is 0\.1, but GradientMatching has no gradient by the labels"),
         (
             f"{NO_FEATURES} --model.objective BidirectionalMatching",

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dd_lightning.execution.compiled_loss import CompiledLoss
+from dd_lightning.execution import compiled_loss as compiling
+from dd_lightning.execution.compile import compiled
+from dd_lightning.execution.compiled_loss import compiled_loss
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.products import DifferentiatedLoss, Loss
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools import NetworkPool, PoolSetup, network_pool
@@ -26,12 +29,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Compile to eager code: it takes seconds. Gives the sizes of the batches that compiled code is used for."""
     sizes: list[int] = []
 
-    class Counted(CompiledLoss):
-        def gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-            sizes.append(len(images))
-            return super().gradient(theta, images, targets)
+    def counted(loss: Loss) -> DifferentiatedLoss:
+        made = compiled_loss(loss)
 
-    monkeypatch.setattr(network_pool, "CompiledLoss", partial(Counted, backend="aot_eager"))
+        def gradient(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+            sizes.append(len(images))
+            return made.gradient(theta, images, targets)
+
+        return made._replace(gradient=gradient)
+
+    monkeypatch.setattr(compiling, "compiled", partial(compiled, backend="aot_eager"))
+    monkeypatch.setattr(network_pool, "compiled_loss", counted)
     yield sizes
     torch.compiler.set_stance("default")
 
@@ -65,9 +73,9 @@ def test_compiled_training_is_the_eager_one(quick: list[int], cutmix: float) -> 
     assert quick == [16]
     assert said == ["compiling the training of the pool's networks: it may take a minute"]
     torch.compiler.set_stance("fail_on_recompile")
-    compiled = trained(pool, double=True)
+    found = trained(pool, double=True)
     assert quick == [16] * 13  # one to compile, and all of 14 batches but the epochs' last ones
-    assert float((compiled - eager).norm() / eager.norm()) < 1e-13
+    assert float((found - eager).norm() / eager.norm()) < 1e-13
 
 
 @pytest.mark.usefixtures("quick")
@@ -106,7 +114,7 @@ def test_where_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def backend(*_: object) -> NoReturn:
         raise RuntimeError("no C++ compiler\nmore lines")
 
-    monkeypatch.setattr(network_pool, "CompiledLoss", partial(CompiledLoss, backend=backend))
+    monkeypatch.setattr(compiling, "compiled", partial(compiled, backend=backend))
     with pytest.raises(InputError, match=r"compile is 'on', .*no C\+\+ compiler.*; set pool\.compile: off") as refused:
         prepared(compile="on")
     assert "\n" not in str(refused.value)
