@@ -175,9 +175,7 @@ def ranks(seed: int, args: argparse.Namespace) -> Row:
     module, data = from_config(CONFIG, {"model.seed": seed, "model.pool.init_args.path": str(args.experts)})
     network = FunctionalNetwork(module.network_spec, data.image_shape, data.num_classes)
     objective, pool = cast(TrajectoryMatching, module.objective), cast(TrajectoryPool, module.pool)
-    pool.prepare(
-        PoolSetup(network, data.train, data.name, data.fingerprint, torch.device("cpu"), lambda *_: None, seed)
-    )
+    pool.prepare(PoolSetup(network, data.train, data.name, data.fingerprint, data.test, seed=seed))
     windows = range(pool.min_start_epoch, pool.max_start_epoch)
     segments = [pool.load((expert, epoch)) for expert in range(pool.size) for epoch in windows]
     labels = torch.arange(data.num_classes).repeat_interleave(module.storage.effective_ipc)

@@ -29,7 +29,7 @@ from dd_lightning.execution.compile import Compile
 from dd_lightning.execution.options import Execution
 from dd_lightning.execution.precision import Precision
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix
-from dd_lightning.functional.policies import augment_in_turn
+from dd_lightning.functional.policies import AugmentationPolicy, augment_in_turn
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.objectives import GradientMatching, Workload
 from dd_lightning.pools import NetworkPool, PoolSetup
@@ -82,11 +82,9 @@ class InnerStep:
                 self.compile_seconds[f"{name}: network"] = time.perf_counter() - started
 
     def _pool(self, choice: Compile, precision: Precision) -> NetworkPool:
-        def no_experts(*_: object) -> None:
-            raise RuntimeError("live networks need no experts")
-
-        pool = NetworkPool(age_limit=None, recipe=RECIPE, compile=choice, precision=precision)
-        pool.prepare(PoolSetup(self.update.network, self.training, "noise", "", self.device, no_experts))
+        execution = Execution(compile=choice, precision=precision)
+        pool = NetworkPool(age_limit=None, recipe=RECIPE, execution=execution)
+        pool.prepare(PoolSetup(self.update.network, self.training, "noise", ""))
         pool.draw(1, StepContext(0, 0))
         return pool
 
@@ -95,7 +93,8 @@ class InnerStep:
         module, real = self.update.module, self.training
         before = parameters_to_vector(module.parameters()).detach().clone()
         sgd = torch.optim.SGD(module.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=RECIPE.weight_decay)
-        policy, size = RECIPE.policy_of_augmentation(), (self.args.size, self.args.size)
+        size = (self.args.size, self.args.size)
+        policy = AugmentationPolicy(RECIPE.augmentation, RECIPE.policy)
         batches = list(real.shuffled_batches(RECIPE.batch_size, step_generator(0, 0, "pool/order")))
         for number in range(RECIPE.steps_per_update):
             generator, rows = step_generator(0, number, "pool/augment"), batches[number]

@@ -103,7 +103,8 @@ def measure_experts(args: argparse.Namespace) -> Figures:
     device, shape = torch.device(args.device), (args.channels, args.size, args.size)
     network = FunctionalNetwork(args.network, shape, CLASSES).to(device)
     images = torch.randn(args.real, *shape, generator=torch.Generator().manual_seed(0))
-    real, recipe = RealSet(images, torch.arange(args.real) % CLASSES, CLASSES), ExpertRecipe()
+    real = RealSet(images, torch.arange(args.real) % CLASSES, CLASSES).to(device)
+    recipe = ExpertRecipe()
     with tempfile.TemporaryDirectory() as folder:
         store = ExpertStore(folder)
         identity = ExpertIdentity.of(network, recipe, 1 + args.repeats, fingerprint="noise", dataset="noise")
@@ -117,7 +118,6 @@ def measure_experts(args: argparse.Namespace) -> Figures:
                 recipe,
                 args.experts,
                 epochs,
-                device=device,
                 progress_bar=False,
                 together=args.experts,
             )

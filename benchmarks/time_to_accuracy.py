@@ -72,7 +72,9 @@ class Clock(Callback):
             return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        elsewhere = self.evaluation.seconds + as_distillation(pl_module).expert_seconds
+        elsewhere = self.evaluation.seconds + as_distillation(pl_module).pool.summary().get(
+            "seconds_training_experts", 0.0
+        )
         seconds = time.perf_counter() - self.started - elsewhere
         self.points.append({"step": point.step, "seconds": seconds, "accuracies": list(point.accuracies)})
         trainer.should_stop = trainer.should_stop or mean_std(point.accuracies)[0] >= self.goal
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> Run:
         "points": clock.points,
         "steps": trainer.global_step,
         "seconds_data": seconds_data,
-        "seconds_training_experts": module.expert_seconds,
+        "seconds_training_experts": module.pool.summary().get("seconds_training_experts", 0.0),
         "seconds_evaluating": evaluation.seconds,
         "candidate_evaluations": module.distillation.candidate_evaluations,
         "peak_memory_bytes": peak_memory_bytes(module.device),

@@ -11,9 +11,9 @@ One step t of Algorithm 1 of the paper, and the base method's without the select
     optimizer.step()
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,18 +22,34 @@ from torch import Tensor
 
 from dd_lightning.execution.cost import CostMeter
 from dd_lightning.execution.memory import MemoryEstimate, MemoryPart, explain_oom
-from dd_lightning.execution.options import Execution
-from dd_lightning.functional.errors import DivergenceError, InputError
+from dd_lightning.functional.errors import DivergenceError, InputError, check_range
 from dd_lightning.functional.random import StepContext
 from dd_lightning.objectives import MatchingObjective, Problem, ScoredCandidate, Workload
-from dd_lightning.pools import Candidate, CandidateKey, CandidatePool
+from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup, teacher_logits
+from dd_lightning.sets.color_spaces import ColorSpace
 from dd_lightning.sets.optimizer import ImageGradient, SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
+from dd_lightning.sets.synthetic import SyntheticSet
 
 CHECKPOINT_FORMAT = 2
 """Version of what a checkpoint holds; the first one had no number."""
 
 OnNonfinite = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a selection asks of the coming fit.
+
+    Attributes:
+        candidates: How many each step scores.
+        pool_size: How many the pool must hold.
+        keeps_candidates: Whether candidates of earlier steps stand beside new ones.
+    """
+
+    candidates: int = 1
+    pool_size: int = 1
+    keeps_candidates: bool = False
 
 
 def check_method(objective: MatchingObjective, pool: CandidatePool, optimizer: SyntheticOptimizer) -> None:
@@ -43,10 +59,10 @@ def check_method(objective: MatchingObjective, pool: CandidatePool, optimizer: S
         InputError: If not.
     """
     name = type(objective).__name__
-    if not issubclass(pool.gives, objective.candidate_type):
+    if not issubclass(pool.candidate_type, objective.candidate_type):
         raise InputError(
             f"{name} learns from {objective.candidate_type.__name__}, but {type(pool).__name__} gives "
-            f"{pool.gives.__name__}; use {type(objective.default_pool()).__name__}"
+            f"{pool.candidate_type.__name__}; use {type(objective.default_pool()).__name__}"
         )
     if optimizer.label_lr > 0 and "labels" not in objective.learnable:
         raise InputError(
@@ -59,53 +75,138 @@ class Distillation:
     """One run: the synthetic set, what it learns from, and what must survive from one step to the next.
 
     Args:
-        problem: Synthetic set, real set and network.
         objective: What is matched.
-        pool: Where candidates come from; prepared before the first step.
+        pool: Where candidates come from.
         storage: What of S is stored.
         optimizer: How S moves.
-        seed: Seed of every draw.
-        rank: Number of the process.
         inner_loop: Steps of an outer iteration.
-        valid_pixels: Smallest and largest valid image, [1, ch, H, W] each: images are clamped to them at the start of
-            each outer iteration. None never clamps.
+        clamp: Clamp the images to valid pixels at the start of each outer iteration.
         on_nonfinite: Raise an error when the loss or a gradient is not finite, or skip the step.
+        seed: Seed of every draw.
+
+    Raises:
+        InputError: If the parts do not go together.
     """
 
     def __init__(
         self,
-        problem: Problem,
         objective: MatchingObjective,
         pool: CandidatePool,
         storage: Storage,
         optimizer: SyntheticOptimizer,
         *,
-        seed: int = 0,
-        rank: int = 0,
         inner_loop: int | None = None,
-        valid_pixels: tuple[Tensor, Tensor] | None = None,
+        clamp: bool = False,
         on_nonfinite: OnNonfinite = "error",
+        seed: int = 0,
     ) -> None:
-        self.problem = problem
+        check_method(objective, pool, optimizer)
+        check_range("inner_loop", inner_loop, low=1, hint="null if there are no outer iterations")
+        if clamp and inner_loop is None:
+            raise InputError("clamp is true, but inner_loop is null; images are clamped every inner_loop steps: set it")
         self.objective = objective
         self.pool = pool
         self.storage = storage
         self.optimizer = optimizer
-        self.seed = seed
-        self.rank = rank
         self.inner_loop = inner_loop
-        self.valid_pixels = valid_pixels
+        self.clamp = clamp
         self.on_nonfinite: OnNonfinite = on_nonfinite
+        self.seed = seed
+        self.rank = 0
+        self.memory = MemoryEstimate(())
+        self._problem: Problem | None = None
+        self._valid_pixels: tuple[Tensor, Tensor] | None = None
+        self._reset(torch.device("cpu"))
+
+    def _reset(self, device: torch.device) -> None:
         self.step = -1
         self.candidate_evaluations = 0.0
         self.skipped_steps = 0
-        self.memory = MemoryEstimate(())
-        self.cost = CostMeter(problem.real.images.device)
+        self.cost = CostMeter(device)
         self._draws: Any = None
         self._selected: tuple[ScoredCandidate, list[CandidateKey]] | None = None
         self._refresh_due: tuple[CandidateKey, list[CandidateKey]] | None = None
         self._reference: CandidateKey | None = None
-        self._image_gradient = ImageGradient(optimizer)
+        self._image_gradient = ImageGradient(self.optimizer)
+
+    @property
+    def problem(self) -> Problem:
+        """Synthetic set, real set and network; they exist once the run is set up."""
+        if self._problem is None:
+            raise RuntimeError("the run does not exist yet: it needs the data, known at setup")
+        return self._problem
+
+    def setup(
+        self,
+        setup: PoolSetup,
+        space: ColorSpace,
+        candidates: int = 1,
+        synthetic: SyntheticSet | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> SyntheticSet:
+        """Check all options against data and network, then prepare the pool.
+
+        Args:
+            setup: Data, network and all that the pool needs. Unless it ``continues``, an earlier run is forgotten.
+            space: The data's color space.
+            candidates: How many each step scores.
+            synthetic: S of an earlier run or a checkpoint; None makes one, without values yet.
+            say: Shows a line to whoever is going to wait.
+
+        Returns:
+            S, on the device of the real set.
+        """
+        network, real = setup.network, setup.real
+        self.storage.check(real, network)
+        self.objective.check(network, real)
+        if synthetic is None:
+            synthetic = self.storage.empty(real, space, self.optimizer.student_lr)
+        synthetic.use_space(space)
+        self._problem, self.rank = Problem(synthetic, real, network), setup.process.rank
+        self._valid_pixels = self.storage.valid_pixels(synthetic, space) if self.clamp else None
+        device = real.images.device
+        if not setup.continues:
+            self._reset(device)
+        self.memory = self._plan_memory(setup, candidates)
+        say(f"memory of a step on {device}: {self.memory}")
+        network.to(device)
+        self.pool.prepare(setup)
+        return synthetic
+
+    def _plan_memory(self, setup: PoolSetup, candidates: int) -> MemoryEstimate:
+        """Estimate the peak of a step, with the network still on the CPU: the same numbers for every device."""
+        real, synthetic = self.problem.real, self.problem.synthetic
+        stored, held_out = synthetic.images.nbytes, setup.held_out
+        resident = [
+            MemoryPart("real data", real.images.nbytes + real.labels.nbytes),
+            # stored images with gradient and momentum, decoded ones with theirs
+            MemoryPart("synthetic set", 3 * stored + 2 * stored * synthetic.formation.per_image),
+        ]
+        if held_out is not None:
+            resident.insert(1, MemoryPart("held-out data", held_out.images.nbytes + held_out.labels.nbytes))
+        workload = Workload(
+            setup.network,
+            synthetic.decoded_size,
+            setup.soft_labels,
+            candidates,
+            real.images.device.type,
+            tuple(resident),
+        )
+        estimate = self.objective.plan_memory(workload, setup.execution)
+        if candidates == 1:
+            return estimate
+        return replace(estimate, remedy=f"{estimate.remedy}, or fewer selection.num_candidates")
+
+    def draw_initial(self) -> None:
+        """Draw S_0."""
+        network, pool = self.problem.network, self.pool
+        self.storage.fill(
+            self.problem.synthetic,
+            self.problem.real,
+            self.seed,
+            lambda: partial(network.features, next(pool.networks())),
+            partial(teacher_logits, network, pool.networks()),
+        )
 
     @property
     def student_lr(self) -> float:
@@ -126,43 +227,9 @@ class Distillation:
             return None
         return self.step // self.inner_loop
 
-    def plan_memory(self, candidates: int, device_type: str, execution: Execution) -> MemoryEstimate:
-        """Estimate the peak of a step that scores ``candidates``, with the network still on the CPU."""
-        real, synthetic = self.problem.real, self.problem.synthetic
-        stored, per_image = synthetic.images.nbytes, synthetic.formation.per_image
-        resident = (
-            MemoryPart("real data", real.images.nbytes + real.labels.nbytes),
-            # stored images with gradient and momentum, decoded ones with theirs
-            MemoryPart("synthetic set", 3 * stored + 2 * stored * per_image),
-        )
-        workload = Workload(
-            self.problem.network,
-            synthetic.decoded_size,
-            self.storage.labels == "soft",
-            candidates,
-            device_type,
-            resident,
-        )
-        estimate = self.objective.plan_memory(workload, execution)
-        if candidates > 1:
-            estimate = replace(estimate, remedy=f"{estimate.remedy}, or fewer selection.num_candidates")
-        self.memory = estimate
-        return estimate
-
     def explain_oom(self, doing: str, remedy: str | None = None) -> AbstractContextManager[None]:
         """Return a context in which a failed allocation becomes an error of one line that says what to change."""
         return explain_oom(f"{doing} at step {self.step}", self.memory, remedy or self.memory.remedy)
-
-    def draw_initial(self) -> None:
-        """Draw S_0."""
-        network, pool = self.problem.network, self.pool
-        self.storage.fill(
-            self.problem.synthetic,
-            self.problem.real,
-            self.seed,
-            lambda: partial(network.features, pool.feature_parameters()),
-            pool.teacher_logits,
-        )
 
     # One step
 
@@ -181,8 +248,8 @@ class Distillation:
         synthetic = self.problem.synthetic
         with torch.no_grad():
             synthetic.student_lr.fill_(self.student_lr)
-            if self.valid_pixels is not None and self.outer_iteration is not None:
-                torch.clamp(synthetic.images, *self.valid_pixels, out=synthetic.images.detach())
+            if self._valid_pixels is not None and self.outer_iteration is not None:
+                torch.clamp(synthetic.images, *self._valid_pixels, out=synthetic.images.detach())
         with self.explain_oom("drawing"):
             self._draws = self.objective.draw(self.problem, self._reference_candidate, self.context)
 
@@ -313,7 +380,6 @@ class Distillation:
         Raises:
             InputError: If it is of another format, or of a run with other images or another method.
         """
-        check_format(state)
         for name, ours in self._run().items():
             theirs = state["run"][name]
             if name != "init" and ours != theirs:
@@ -336,15 +402,18 @@ class Distillation:
         return {"objective": type(self.objective).__name__, "pool": type(self.pool).__name__, **asdict(self.storage)}
 
 
-def check_format(state: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another format.
+def check_format(state: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a checkpoint's state of a run, or refuse one that is none or of another format.
 
     Raises:
         InputError: It names both versions.
     """
+    if state is None:
+        raise InputError("the checkpoint holds no distillation run; give one that DistillationModule wrote")
     version = state.get("format_version", 1)
     if version != CHECKPOINT_FORMAT:
         raise InputError(
             f"the checkpoint has format {version}, but this dd_lightning reads format {CHECKPOINT_FORMAT}; resume it "
             "with the version that wrote it"
         )
+    return state

@@ -1,9 +1,7 @@
 """The LightningModule that holds the learnable images: hooks, optimizer, logging."""
 
 import os
-import time
 import weakref
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -14,19 +12,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dd_lightning.datamodules import DistillationDataModule
-from dd_lightning.datamodules.steps import check_trainer
-from dd_lightning.distillation import Distillation, OnNonfinite, check_format, check_method
+from dd_lightning.datamodules.trainer import TrainerProcess, attached_data, check_trainer, log_scalars, logs_now
+from dd_lightning.distillation import Demand, Distillation, OnNonfinite, check_format
 from dd_lightning.execution.options import Execution
-from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.formation import FormationKind
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
 from dd_lightning.objectives import MatchingObjective, Problem, TrajectoryMatching
 from dd_lightning.pools import CandidatePool, PoolSetup
-from dd_lightning.sets.color_spaces import color_space_from_tensors
 from dd_lightning.sets.initial import Initialization
 from dd_lightning.sets.optimizer import SyntheticOptimizer
-from dd_lightning.sets.storage import ImageSpace, Storage
-from dd_lightning.sets.synthetic import LabelKind, SyntheticSet
+from dd_lightning.sets.storage import Storage
+from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
 
 
 class DistillationModule(LightningModule):
@@ -95,25 +91,24 @@ class DistillationModule(LightningModule):
     ) -> None:
         options = dict(locals())
         super().__init__()
-        check_range("inner_loop", inner_loop, low=1, hint="null if there are no outer iterations")
-        if clamp and inner_loop is None:
-            raise InputError("clamp is true, but inner_loop is null; images are clamped every inner_loop steps: set it")
         self.storage = Storage(**{field.name: options[field.name] for field in fields(Storage)})
         self.optimizer = SyntheticOptimizer(**{f.name: options[f.name] for f in fields(SyntheticOptimizer)})
         self.objective: MatchingObjective = objective or TrajectoryMatching()
         self.pool: CandidatePool = pool or self.objective.default_pool()
-        check_method(self.objective, self.pool, self.optimizer)
+        self.distillation = Distillation(
+            self.objective,
+            self.pool,
+            self.storage,
+            self.optimizer,
+            inner_loop=inner_loop,
+            clamp=clamp,
+            on_nonfinite=on_nonfinite,
+            seed=seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0")),
+        )
         self.network_spec = network
-        self.inner_loop = inner_loop
-        self.clamp = clamp
-        self.on_nonfinite: OnNonfinite = on_nonfinite
         self.execution = execution
-        self.seed = seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self.synthetic: SyntheticSet | None = None
-        self.candidates_per_step = 1
-        """Candidates that each step of the coming fit scores; a selection says so before :meth:`setup`."""
-        self.expert_seconds = 0.0
-        self._distillation: Distillation | None = None
+        self.demand = Demand()  # a selection says what it needs before `setup`
         self._initialized = False
         self._skipped = False
         self._last_trainer: weakref.ref[Trainer] | None = None
@@ -126,97 +121,39 @@ class DistillationModule(LightningModule):
         return self.synthetic
 
     @property
-    def distillation(self) -> Distillation:
-        """The run's steps; they exist once the module is set up."""
-        if self._distillation is None:
-            raise RuntimeError("the run does not exist yet: fit the module")
-        return self._distillation
-
-    @property
     def problem(self) -> Problem:
-        """Synthetic set, real set and network, on the device."""
+        """Synthetic set, real set and network; they exist once the module is set up."""
         return self.distillation.problem
 
     @property
     def datamodule(self) -> DistillationDataModule:
         """The data that the Trainer was given."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, DistillationDataModule):
-            raise InputError(
-                f"the data is {type(datamodule).__name__}; pass a DistillationDataModule as Trainer.fit(datamodule=...)"
-            )
-        return datamodule
+        return attached_data(self.trainer)
 
     def setup(self, stage: str) -> None:
         """Check all options against data and network, and prepare the pool (training missing experts)."""
         if stage != "fit":
             return
         check_trainer(self.trainer)
-        data, device = self.datamodule, self.trainer.strategy.root_device
-        network = FunctionalNetwork(self.network_spec, data.image_shape, data.num_classes)
-        real = data.train.to(device)
-        self.storage.check(real, network)
-        if self.synthetic is None:
-            self.synthetic = self.storage.empty(real, data.space, self.optimizer.student_lr)
-        problem = Problem(self.synthetic, real, network)
-        self.objective.check(network, real)
-        same_trainer = self._last_trainer is not None and self._last_trainer() is self.trainer
-        before = self.distillation.state_dict() if same_trainer else None
-        run = Distillation(
-            problem,
-            self.objective,
-            self.pool,
-            self.storage,
-            self.optimizer,
-            seed=self.seed,
-            rank=self.global_rank,
-            inner_loop=self.inner_loop,
-            valid_pixels=self.storage.valid_pixels(self.synthetic, data.space) if self.clamp else None,
-            on_nonfinite=self.on_nonfinite,
+        data, demand = self.datamodule.to(self.trainer.strategy.root_device), self.demand
+        setup = PoolSetup(
+            FunctionalNetwork(self.network_spec, data.image_shape, data.num_classes),
+            data.train,
+            data.name,
+            data.fingerprint,
+            held_out=data.test,
+            seed=self.distillation.seed,
+            steps=self.trainer.max_steps,
+            size=demand.pool_size,
+            keeps_candidates=demand.keeps_candidates,
+            soft_labels=self.storage.labels == "soft",
+            continues=self._last_trainer is not None and self._last_trainer() is self.trainer,
+            execution=self.execution,
+            process=TrainerProcess(self.trainer),
+            progress_bar=self.trainer.progress_bar_callback is not None,
         )
-        rank_zero_info(
-            f"memory of a step on {device}: {run.plan_memory(self.candidates_per_step, device.type, self.execution)}"
-        )
-        network.to(device)
-        self._net = network
-        started = time.perf_counter()
-        self.pool.prepare(
-            PoolSetup(
-                network,
-                real,
-                data.name,
-                data.fingerprint,
-                device,
-                self._train_experts,
-                self.seed,
-                self.trainer.progress_bar_callback is not None,
-                self.trainer.max_steps,
-                rank_zero_info,
-            )
-        )
-        self.expert_seconds = time.perf_counter() - started
-        if before is not None:
-            run.load_state_dict(before)
-        self._distillation, self._last_trainer, self.candidates_per_step = run, weakref.ref(self.trainer), 1
-
-    def _train_experts(self, store: Any, identity: Any, recipe: Any, num_experts: int, epochs: int) -> None:  # TEMP
-        from dd_lightning.training.experts import train_experts
-
-        datamodule = self.datamodule
-        if self.trainer.is_global_zero:
-            train_experts(
-                self._net,
-                datamodule.train,
-                store,
-                identity,
-                recipe,
-                num_experts,
-                epochs,
-                held_out=datamodule.test,
-                device=self.trainer.strategy.root_device,
-                progress_bar=self.trainer.progress_bar_callback is not None,
-            )
-        self.trainer.strategy.barrier("experts")
+        self.synthetic = self.distillation.setup(setup, data.space, demand.candidates, self.synthetic, rank_zero_info)
+        self._last_trainer, self.demand = weakref.ref(self.trainer), Demand()
 
     def on_fit_start(self) -> None:
         """Draw S_0, unless S comes from a checkpoint or an earlier fit."""
@@ -230,7 +167,7 @@ class DistillationModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Let the objective prepare, now that it is known what is learned, and start the clock."""
-        self.objective.prepare(self.distillation.problem, self.trainer.max_steps, rank_zero_info)
+        self.objective.prepare(self.problem, self.trainer.max_steps, rank_zero_info)
         self.distillation.cost.start()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -240,11 +177,11 @@ class DistillationModule(LightningModule):
         run.begin(self.global_step)
         scored = run.take()
         self.log("loss", scored.loss, prog_bar=True, logger=False)
-        if self.logs_now:
-            self.log_scalars(run.scalars(scored))
+        if logs_now(self.trainer):
+            log_scalars(self.trainer, run.scalars(scored))
             if run.outer_iteration is not None:
-                self.log_scalars({"outer/loss": float(scored.loss)}, run.outer_iteration)
-        self._skipped = self._on_any_process(run.skips(scored))
+                log_scalars(self.trainer, {"outer/loss": float(scored.loss)}, run.outer_iteration)
+        self._skipped = TrainerProcess(self.trainer).any(run.skips(scored))
         if not self._skipped:
             return run.loss(scored)
         # without effect on S, and not None, which Lightning refuses under several processes
@@ -257,53 +194,26 @@ class DistillationModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let only finite gradients move S."""
-        if self._skipped or self._on_any_process(not self.distillation.adjust_gradients()):
+        if self._skipped or TrainerProcess(self.trainer).any(not self.distillation.adjust_gradients()):
             self.distillation.skipped_steps += 1
             optimizer.zero_grad()
-
-    def _on_any_process(self, condition: bool) -> bool:
-        """Tell whether a condition holds on any process: all of them skip a step together."""
-        flag = torch.tensor(float(condition), device=self.device)
-        return bool(self.trainer.strategy.reduce(flag, reduce_op="sum") > 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
         checkpoint["distillation"] = self.distillation.state_dict()
-        space = self.synthetic_set.space
-        checkpoint["pixels_to"] = None if space is None else (space.kind, space.tensors())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it. Without a setup, as in ``load_from_checkpoint``, give back the images."""
-        state = checkpoint.get("distillation")
-        if state is None:
-            raise InputError("the checkpoint holds no distillation run; give one that DistillationModule wrote")
-        check_format(state)
-        if self._distillation is not None:
-            if state["seed"] != self.seed:
-                rank_zero_warn(f"seed is {self.seed}, but the checkpoint's run has {state['seed']}, which is used")
+        state, seed, prefix = check_format(checkpoint.get("distillation")), self.distillation.seed, "synthetic."
+        if self.synthetic is not None:
             self.distillation.load_state_dict(state)
+            if state["seed"] != seed:
+                rank_zero_warn(f"seed is {seed}, but the checkpoint's run has {state['seed']}, which is used")
         else:
+            saved = checkpoint["state_dict"].items()
+            synthetic = {name.removeprefix(prefix): value for name, value in saved if name.startswith(prefix)}
             self.storage = Storage(**{field.name: state["run"][field.name] for field in fields(Storage)})
-            images, targets, lr = (
-                checkpoint["state_dict"][f"synthetic.{n}"] for n in ("images", "targets", "student_lr")
-            )
-            space = None if checkpoint["pixels_to"] is None else color_space_from_tensors(*checkpoint["pixels_to"])
-            self.synthetic = SyntheticSet(images, targets, float(lr), self.storage.decoding, space)
-        self.seed, self._initialized = state["seed"], True
+            self.synthetic = SyntheticSet.from_state(synthetic)
+        self._initialized = True
         if "loops" in checkpoint:  # a longer run may go on where a finished one ended: its one epoch is not over
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-
-    @property
-    def logs_now(self) -> bool:
-        """Whether the Trainer's ``log_every_n_steps`` asks for this step's values."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # one of Lightning's connectors sets it
-        return every > 0 and self.global_step % every == 0
-
-    def log_scalars(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Write values to all loggers at exactly x = ``step``, the distillation step by default.
-
-        ``LightningModule.log`` would write them at the next logging interval's x, and repeat them at later ones.
-        """
-        if self.trainer.is_global_zero:
-            for logger in self.trainer.loggers:
-                logger.log_metrics(dict(values), step=self.global_step if step is None else step)

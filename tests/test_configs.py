@@ -10,13 +10,12 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-import dd_lightning.module
 from dd_lightning.cli.main import DistillationCLI, main
 from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
-from dd_lightning.pools import NetworkPool, TrajectoryPool
+from dd_lightning.pools import NetworkPool, TrajectoryPool, trajectory_pool
 from dd_lightning.sets.initial import initial_images
 from dd_lightning.training.expert_store import ExpertStore
 from dd_lightning.training.recipes import NetworkRecipe
@@ -211,7 +210,7 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
         assert isinstance(module.pool, NetworkPool)
         asked = config.selection.init_args.pool_size if selects else None
         size = max(config.model.pool.init_args.num_networks, asked or 0)
-        assert module.pool.size == len(module.pool.state_dict()["thetas"]) == size
+        assert len(module.pool) == len(module.pool.state_dict()["thetas"]) == size
         assert size >= 10 if dynadistill else size >= 1
     candidates = config.selection.init_args.num_candidates if selects else 1
     assert module.distillation.candidate_evaluations == SMOKE_STEPS * candidates
@@ -274,7 +273,7 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
         "hard",
         0,
     )
-    assert (module.pool.size, module.pool.min_start_epoch, module.pool.refresh_rule) == (100, 0, "redraw")
+    assert (len(module.pool), module.pool.min_start_epoch, module.pool.refresh_rule) == (100, 0, "redraw")
     assert module.pool.train_epochs is None
     assert module.pool.needed_epochs == row.max_start_epoch - 1 + row.expert_epochs <= 50
     recipe = {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 256, "lr_decay": False, "seed": 0}
@@ -327,8 +326,9 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     assert (objective.augmentation, objective.policy) == ("color_crop_cutout", "idc")
     if isinstance(objective, BidirectionalMatching):
         assert objective.alpha == 1
-        assert (objective.batch_real, objective.per_cluster) == (128, 1)
-    assert (pool.size, pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
+        assert representatives is not None
+        assert (representatives.size, representatives.per_cluster) == (128, 1)
+    assert (len(pool), pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
     assert pool.recipe == NetworkRecipe(
         lr=0.01,
         momentum=0.9,
@@ -413,7 +413,7 @@ def test_experts_that_are_there_are_used(name: str, fit: Fit, monkeypatch: pytes
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("experts were trained again")
 
-    monkeypatch.setattr(dd_lightning.module, "train_experts", refuse)
+    monkeypatch.setattr(trajectory_pool, "train_experts", refuse)
     cli, _ = fit(name, *_smoke(name), flags=["--model.pool.init_args.path", path])
     assert cli.trainer.global_step == SMOKE_STEPS
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in Path(path).iterdir()} == files

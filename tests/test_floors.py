@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dd_lightning.pools import CandidatePool
+
 PACKAGE = Path(__file__).parents[1] / "dd_lightning"
 ROOMS = (
     "__main__", "cli", "__init__", "callbacks", "module", "distillation", "objectives", "pools", "training",
@@ -50,3 +52,8 @@ def test_the_package_root_is_small() -> None:
     assert {room(path) for path in FILES} <= set(ROOMS)
     assert len(entries) <= 17
     assert sum(entry.is_file() for entry in entries) <= 6
+
+
+def test_a_pool_has_few_members() -> None:
+    members = {name for name in vars(CandidatePool) if not name.startswith("_")}
+    assert len(members | set(CandidatePool.__annotations__)) <= 10

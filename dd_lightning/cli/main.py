@@ -274,14 +274,13 @@ def experts(args: Sequence[str]) -> None:
     store.check(identity)
     train_experts(
         network,
-        data.train,
+        data.train.to(device),
         store,
         identity,
         objects.recipe,
         config.num_experts,
         config.epochs,
         held_out=data.test,
-        device=device,
     )
     sys.stdout.write(f"{len(store.ids())} experts in {Path(config.path).resolve()}\n")
 

@@ -31,20 +31,20 @@ def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallba
             }
         if (baseline := evaluation.random_real) is not None:
             random_real = {"network": baseline.network, **_accuracies(baseline)}
-    full = module.pool.full_set_accuracies()
+    pool = module.pool.summary()
     return {
         "images": len(module.synthetic_set),
         "decoded_images": module.synthetic_set.decoded_size,
         "networks": accuracies,
         "random_real": random_real,
-        "full_set": None if full is None else {"accuracies": list(full.accuracies), "trained": full.description},
+        "full_set": pool.get("full_set"),
         "steps": trainer.global_step,
         "skipped_steps": module.distillation.skipped_steps,
         "candidate_evaluations": module.distillation.candidate_evaluations,
         "seconds": module.distillation.cost.seconds,
         "seconds_evaluating": evaluation.seconds if evaluation is not None else 0.0,
-        "seconds_training_experts": module.expert_seconds,
-        "peak_memory_bytes": module.distillation.cost.peak_memory,
+        "seconds_training_experts": pool.get("seconds_training_experts", 0.0),
+        "peak_memory_bytes": peak_memory_bytes(module.device),
         "device": str(module.device),
         "files": str(trainer.log_dir or trainer.default_root_dir),
     }

@@ -1,35 +1,10 @@
-"""One batch is one distillation step: the train loader hands out step numbers, and the Trainer must count so."""
+"""The train loader of a distillation run: it hands out step numbers, not images."""
 
 from collections.abc import Iterator
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from dd_lightning.functional.errors import InputError
-
-DEFAULT_STEPS = 2000
-"""Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
-
-
-def check_trainer(trainer: Trainer) -> None:
-    """Refuse settings under which a batch would not be a distillation step; without ``max_steps``, set the paper's.
-
-    Raises:
-        InputError: If a setting is refused.
-    """
-    if trainer.precision != "32-true":
-        raise InputError(
-            f"trainer.precision is {trainer.precision!r}; it must be '32-true', since autocast would reach the step, "
-            "not the selection (use model.execution.precision)"
-        )
-    if trainer.accumulate_grad_batches != 1:
-        raise InputError(
-            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; it must be 1: one batch is one "
-            "distillation step"
-        )
-    if trainer.max_steps < 1:
-        trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
-        rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
 
 
 class StepLoader:

@@ -16,11 +16,11 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter
 from dd_lightning.callbacks.accuracy_curve import EvaluationPoint
 from dd_lightning.cli.report import summary
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.training import evaluation
-from dd_lightning.training.parallel_networks import CompiledNetwork
+from dd_lightning.training import evaluation, parallel_networks
 from tests import small
 
 
@@ -324,13 +324,13 @@ def test_a_compiled_evaluation_is_the_same_up_to_rounding(
         return graph
 
     monkeypatch.setattr(evaluation, "batching_pays", lambda *_: vectorized)
-    monkeypatch.setattr(CompiledNetwork.__init__, "__defaults__", (backend,))
+    monkeypatch.setattr(parallel_networks, "BACKEND", backend)
     trained: list[torch.Tensor] = []
     known: list[int] = []
     test = evaluation.accuracies_of
 
     def kept(thetas: torch.Tensor, *rest: Any) -> tuple[float, ...]:  # noqa: ANN401
-        trained.append(thetas.clone())
+        trained.append(torch.stack(list(thetas)))
         known.append(len(compilations))
         return test(thetas, *rest)
 
@@ -351,11 +351,11 @@ def test_a_compiler_that_fails_an_evaluation(store: Path, tmp_path: Path, monkey
 
     eager = early()
     logged(store, tmp_path / "off", eager, steps=1)
-    monkeypatch.setattr(CompiledNetwork.__init__, "__defaults__", (backend,))
-    message = r"compile is 'on', but torch\.compile fails for the evaluation of .*; set evaluation\.compile: off$"
+    monkeypatch.setattr(parallel_networks, "BACKEND", backend)
+    message = r"compile is 'on', but torch\.compile fails for the evaluation of .*; set execution\.compile: off$"
     with pytest.raises(InputError, match=message):
         logged(store, tmp_path / "on", early(compile="on"), steps=1)
-    monkeypatch.setattr(evaluation, "compiles", lambda *_: True)
+    monkeypatch.setattr(parallel_networks, "compiles", lambda *_: True)
     auto = early(compile="auto")
     with pytest.warns(UserWarning, match="fails for the evaluation of .*: going on without"):
         logged(store, tmp_path / "auto", auto, steps=1)
@@ -364,12 +364,13 @@ def test_a_compiler_that_fails_an_evaluation(store: Path, tmp_path: Path, monkey
 
 def test_an_evaluation_is_compiled_for_as_many_steps_as_the_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(evaluation, "compiles", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(parallel_networks, "compiles", lambda *arguments: asked.append(arguments))
     network = FunctionalNetwork(small.NETWORK, small.SHAPE, small.CLASSES)
     images, labels = torch.zeros(9, *small.SHAPE), torch.arange(9) % 3
     recipe = evaluation.EvaluationRecipe(epochs=10, batch_size=4)  # three batches
-    found = evaluation.compiled_for_evaluation(images, labels, network, recipe, [5], "auto", 7, "compile")
-    assert found is network
+    tested = evaluation.Evaluation(network, small.data().test, recipe, Execution(compile="auto"), 7, [5])
+    for _ in range(2):
+        tested(images, labels, 0.01, 1)
     assert asked == [("auto", images.device, 7 * 10 * 3)]
 
 

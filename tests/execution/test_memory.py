@@ -13,7 +13,6 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 import dd_lightning.cli as cli_module
-from dd_lightning.callbacks import evaluation
 from dd_lightning.execution.memory import (
     GIB,
     LiveBytes,
@@ -42,7 +41,7 @@ from dd_lightning.pools import Candidate, NetworkPool, TrajectorySegment
 from dd_lightning.sets.initial import class_labels
 from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.synthetic import SyntheticSet
-from dd_lightning.training.evaluation import evaluate_synthetic_set
+from dd_lightning.training.evaluation import Evaluation
 from tests import small
 from tests.small import Cli
 
@@ -471,7 +470,7 @@ def test_out_of_memory_in_a_classwise_step_and_in_its_pool(cli: Cli, monkeypatch
 def test_out_of_memory_in_an_evaluation_loses_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         error = OUT_OF_MEMORY["device"]
-        patch.setattr(evaluation, "evaluate_synthetic_set", failing(evaluate_synthetic_set, 1, error))
+        patch.setattr(Evaluation, "__call__", failing(Evaluation.__call__, 1, error))
         line = cli.fit_refused()
     told = rf"memory ran out while training 2 x ConvNet-1-W4 \(evaluation\) at step 4 {STEP}; set smaller evaluation\."
     assert re.search(told, line)

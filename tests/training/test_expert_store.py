@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor
 
 from dd_lightning.functional.errors import InputError
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.pools import PoolSetup, TrajectoryPool
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.training.expert_store import ExpertAccuracies, ExpertIdentity, ExpertStore
+from dd_lightning.training.experts import train_experts
 from dd_lightning.training.recipes import ExpertRecipe
+from tests import small
 
 IDENTITY = ExpertIdentity(
     network="Tiny",
@@ -239,14 +244,15 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.0}, "expert lr is 0.0"),
-        ({"lr": float("nan")}, "expert lr is nan"),
-        ({"momentum": 1.0}, "expert momentum is 1.0"),
-        ({"weight_decay": -1.0}, "expert weight_decay is -1.0"),
-        ({"batch_size": 0}, "expert batch_size is 0"),
-        ({"precision": "float16"}, "expert precision is 'float16'; use one of float32, tf32, bfloat16"),
-        ({"compile": "fast"}, "compile is 'fast'; use one of auto, on, off"),
-        ({"micro_batch": 0}, "expert micro_batch is 0; use at least 1 image, auto, or null"),
+        ({"lr": 0.0}, "recipe.lr is 0; it must be above 0"),
+        ({"lr": float("nan")}, "recipe.lr is nan"),
+        ({"momentum": 1.0}, "recipe.momentum is 1; it must be at least 0 and below 1"),
+        ({"weight_decay": -1.0}, "recipe.weight_decay is -1"),
+        ({"batch_size": 0}, "recipe.batch_size is 0"),
+        ({"cutmix": 1.5}, "recipe.cutmix is 1.5"),
+        ({"policy": "mtt"}, "policy 'mtt' is unknown"),
+        ({"augmentation": "blur"}, "blur"),
+        ({"precision": "float16"}, "precision is 'float16'; use one of float32, tf32, bfloat16"),
     ],
 )
 def test_recipe_refuses_values_out_of_range(change: dict[str, Any], message: str) -> None:
@@ -270,10 +276,9 @@ def test_of_what_came_later_a_recipe_names_what_changes_an_expert() -> None:
     }
     plain |= {"augmentation": "color_crop_cutout_flip_scale_rotate"}  # as stores have it that are older
     assert ExpertRecipe().describe(5) == plain
-    assert ExpertRecipe(compile="on", micro_batch=4).describe(5) == plain
+    assert ExpertRecipe(policy="idc", cutmix=0.5).describe(5) == plain | {"policy": "idc", "cutmix": 0.5}
     for precision in ("tf32", "bfloat16"):
         assert ExpertRecipe(precision=precision).describe(5) == plain | {"precision": precision}
-    assert [ExpertRecipe(compile=value).compile for value in (True, False)] == ["on", "off"]
 
 
 def test_of_several_files_none_is_replaced_unless_all_are_written(
@@ -297,3 +302,27 @@ def test_of_several_files_none_is_replaced_unless_all_are_written(
     assert [entry.name for entry in store.path.iterdir()] == ["expert_00003.safetensors"]
     store.write_all(experts)
     assert [store.epochs(id) for id in store.ids()] == [4, 4]
+
+
+OLD = Path(__file__).parents[1] / "fixtures" / "experts_format_1"
+
+
+def test_a_store_of_the_first_release_is_read_and_continued(tmp_path: Path) -> None:
+    data, recipe = small.data(), ExpertRecipe(lr=0.05, momentum=0.9, batch_size=30)
+    network = FunctionalNetwork(small.NETWORK, data.image_shape, data.num_classes)
+    stores = {name: ExpertStore(shutil.copytree(OLD, tmp_path / name)) for name in ("read", "continued")}
+    pool = TrajectoryPool(str(stores["read"].path), num_experts=2, expert_epochs=1, recipe=recipe, train_missing=False)
+    pool.prepare(PoolSetup(network, data.train, data.name, data.fingerprint))
+    assert torch.equal(pool.load((1, 1)).theta, stores["read"].rows(1, [1])[0])
+    assert stores["read"].metadata(0).accuracies == ExpertAccuracies(
+        train=[0.3, 0.6111111111111112], held_out=[0.7333333333333333, 0.9833333333333333]
+    )
+    identity = ExpertIdentity.of(network, recipe, 4, fingerprint=data.fingerprint, dataset=data.name)
+    fresh = ExpertStore(tmp_path / "fresh")
+    for store in (stores["continued"], fresh):
+        train_experts(network, data.train, store, identity, recipe, 3, 4, held_out=data.test, progress_bar=False)
+        assert [store.epochs(id) for id in store.ids()] == [4, 4, 4]
+    for id in range(3):  # another machine may round in another way
+        torch.testing.assert_close(stores["continued"].rows(id, range(5)), fresh.rows(id, range(5)), rtol=0, atol=1e-4)
+    for id in range(2):
+        assert torch.equal(stores["continued"].rows(id, range(3)), ExpertStore(OLD).rows(id, range(3)))
