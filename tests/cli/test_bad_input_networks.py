@@ -47,7 +47,7 @@ NO_FEATURES = "--model.network tests.test_bad_input_networks:no_features"
         ("--model.objective.interval 0 --model.objective.sampling representative", r"interval is 0; .*at least 1"),
         (
             "--model.objective.per_cluster 3 --model.objective.sampling representative",
-            r"per_cluster is 3; it must be at least 1 and divide batch_real, 8",
+            r"per_cluster is 3; it must divide batch_real, 8",
         ),
         ("--model.objective.augmentation blur", r"blur"),
         ("--model.objective BidirectionalMatching --model.objective.alpha -1", r"alpha is -1\.0; .* at least 0"),
