@@ -5,8 +5,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
 from dd_lightning.functional import kmeans as module
+from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.kmeans import Clustering, _repair, _sums, representatives
 
 
@@ -273,7 +273,7 @@ def test_errors() -> None:
                 function(points, clusters, seeded(0))
         with pytest.raises(InputError, match="not finite"):
             function(broken, 2, seeded(0))
-    with pytest.raises(InputError, match="is 12; .* at most 10"):
+    with pytest.raises(InputError, match=r"is 12; .* at most 10"):
         representatives(points, 4, seeded(0), per_cluster=3)
     with pytest.raises(InputError, match="per_cluster is 0; it must be at least 1"):
         representatives(points, 4, seeded(0), per_cluster=0)
