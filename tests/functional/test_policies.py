@@ -141,7 +141,7 @@ def test_nothing_but_the_generator_is_touched() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InputError, match=r"policy 'best' is unknown: it must be one of dsa, idc"):
+    with pytest.raises(InputError, match=r"policy is 'best'; use one of dsa, idc"):
         AugmentationPolicy(ALL, "best")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="names 'blur', which is none of"):
         AugmentationPolicy("color_blur", "idc")
