@@ -22,15 +22,12 @@ from dd_lightning.networks import FunctionalNetwork, NetworkSpec
 from dd_lightning.objectives import MatchingObjective, ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup
 from dd_lightning.sets.class_batches import Features
-from dd_lightning.sets.color_spaces import color_space_from_tensors
 from dd_lightning.sets.initial import Initialization, check_initial, class_labels, initial_images
 from dd_lightning.sets.real import RealSet
-from dd_lightning.sets.synthetic import LabelKind, SyntheticSet
+from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
 from dd_lightning.training.experts import train_experts
 from dd_lightning.training.recipes import ExpertRecipe
-
-ImageSpace = Literal["network", "pixels"]
 
 DEFAULT_STEPS = 2000
 """Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
@@ -436,6 +433,8 @@ class DistillationModule(LightningModule):
             # A checkpoint may be about to replace it: k-means, and the training that it needs, wait for on_fit_start.
             self._clusters_due = self.init_kind == "kmeans"
             self.synthetic = self._initial_set(real, "real" if self._clusters_due else self.init_kind).to(device)
+        else:
+            self.synthetic.use_space(datamodule.space)
 
     def _plan_memory(self, real: RealSet) -> MemoryEstimate:
         """Estimate the peak of a step, while the network is still on the host: the same numbers for every device."""
@@ -529,14 +528,11 @@ class DistillationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
-        space = self.synthetic_set.space
         checkpoint["distillation"] = {
             "seed": self.seed,
             "method": self._method,
             "pool": self.pool.state_dict(),
             "objective": self.objective.state_dict(),
-            "formation": (self.formation.factor, self.formation.kind),
-            "pixels_to": None if space is None else (space.kind, space.tensors()),
             "refresh_due": self._refresh_due,
             "candidate_evaluations": self.candidate_evaluations,
             "skipped_steps": self.skipped_steps,
@@ -562,7 +558,6 @@ class DistillationModule(LightningModule):
         if method == self._method:  # load_from_checkpoint need not be told the method to give the images
             self.pool.load_state_dict(state["pool"])
             self.objective.load_state_dict(state.get("objective", {}))
-        formation, pixels_to = Formation(*state.get("formation", (1, "single"))), state.get("pixels_to")
         due = state["refresh_due"]
         self._refresh_due = None if due is None else (tuple(due[0]), [tuple(key) for key in due[1]])
         self.candidate_evaluations = state["candidate_evaluations"]
@@ -570,29 +565,12 @@ class DistillationModule(LightningModule):
         self.seconds_before_resume = state["seconds"]
         if "loops" in checkpoint:  # a longer run may go on where a finished one ended: its one epoch is not over
             checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
-        saved = {name.removeprefix("synthetic."): value for name, value in checkpoint["state_dict"].items()}
         if self.synthetic is None:  # load_from_checkpoint: there was no setup
-            space = None if pixels_to is None else color_space_from_tensors(*pixels_to)
-            self.formation, self.image_space = formation, "network" if space is None else "pixels"
-            self.synthetic = SyntheticSet(
-                saved["images"], saved["targets"], float(saved["student_lr"]), formation, space
+            prefix, saved = "synthetic.", checkpoint["state_dict"]
+            self.synthetic = SyntheticSet.from_state(
+                {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
             )
-        elif self.synthetic.images.shape != saved["images"].shape:
-            raise InputError(
-                f"the checkpoint's images are {tuple(saved['images'].shape)}, but the configuration makes "
-                f"{tuple(self.synthetic.images.shape)}; resume with the configuration that the run was started with"
-            )
-        elif (self.synthetic.formation, self.synthetic.space is None) != (formation, pixels_to is None):
-            theirs = "network" if pixels_to is None else "pixels"
-            raise InputError(
-                f"the checkpoint's run has {formation}, image_space {theirs!r}, but the configuration has "
-                f"{self.formation}, {self.image_space!r}; resume with the configuration that the run was started with"
-            )
-        elif saved["targets"].is_floating_point() != self.synthetic.targets.is_floating_point():
-            raise InputError(
-                f"labels is {self.label_kind!r}, but the checkpoint's run has the other kind; resume with the "
-                "configuration that the run was started with"
-            )
+            self.formation, self.image_space = self.synthetic.formation, self.synthetic.image_space
 
     @property
     def _method(self) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching, ScoredCandidate, TrajectoryMatching
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.pools import Candidate, NetworkPool, TrajectoryPool, TrajectorySegment
+from dd_lightning.sets.color_spaces import ZCARecipe
 from dd_lightning.sets.synthetic import SyntheticSet
 from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
@@ -388,6 +389,8 @@ def test_load_from_checkpoint_decodes_alike(
     assert loaded.image_space == distilled.image_space
     assert "batches_drawn" not in distilled.hyperparameters()  # a state is no setting
     assert distilled.hyperparameters()["age_limit"] == 3
+    if isinstance(loaded.synthetic_set.space, ZCARecipe):  # the checkpoint holds no matrices
+        loaded.synthetic_set.use_space(data.space)
     assert torch.equal(loaded.synthetic_set.decoded(), distilled.synthetic_set.decoded())
     assert torch.equal(loaded.synthetic_set.decoded_targets(), distilled.synthetic_set.decoded_targets())
 
@@ -395,9 +398,9 @@ def test_load_from_checkpoint_decodes_alike(
 def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: Path) -> None:
     small.fit(tmp_path, small.network_module(factor=2), small.checkpoints(tmp_path), steps=2)
     for changed, message in (
-        (small.network_module(factor=1), r"run has Formation\(factor=2, kind='single'\), image_space 'network', but"),
-        (small.network_module(factor=2, formation="multi"), r"but the configuration has Formation\(factor=2, kind='mu"),
-        (small.network_module(factor=2, image_space="pixels"), r"image_space 'network', but .*'pixels'; resume with"),
+        (small.network_module(factor=1), "factor is 1 in the configuration, but 2 in the"),
+        (small.network_module(factor=2, formation="multi"), "formation is 'multi' in the configuration, but 'single'"),
+        (small.network_module(factor=2, image_space="pixels"), r"image_space is 'pixels' in .*'network' in the"),
         (small.network_module({"num_networks": 2}, factor=2), "pool holds 2 networks, but the checkpoint's run has 1"),
         (
             small.module(store, factor=2),

@@ -46,8 +46,8 @@ from tests.small import Cli
         ("--evaluation.networks [Foo]", r"unknown network 'Foo': say one of AlexNet, ConvNet-"),
         ("--evaluation.recipe foo", r"unknown evaluation recipe 'foo'; choose one of idc, mtt"),
         ("--evaluation.epochs 0", r"epochs 0 and batch_size 256; both must be >= 1"),
-        ("--evaluation.split val", r"'val' split was asked for but val_fraction is 0, .*set val_fraction above 0"),
-        ("--data.val_fraction 2", r"val_fraction is 2\.0; it must lie in \[0, 1\)"),
+        ("--evaluation.split val", r"split is 'val', but val_fraction is 0, .*set val_fraction above 0"),
+        ("--data.val_fraction 2", r"val_fraction is 2; it must be at least 0 and below 1"),
         (
             "--trainer.precision bf16-mixed",
             r"precision is 'bf16-mixed', but only '32-true' .*set trainer\.precision: 32",
