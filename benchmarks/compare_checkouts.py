@@ -50,7 +50,11 @@ def learned(folder: Path) -> dict[str, Tensor]:
     """Return what the run's only checkpoint holds of the synthetic set."""
     (checkpoint,) = folder.glob("runs/*/version_0/checkpoints/*.ckpt")
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
-    return {name.rpartition(".")[2]: tensor for name, tensor in state.items() if name.startswith("synthetic.")}
+    return {
+        name.rpartition(".")[2]: value
+        for name, value in state.items()
+        if name.startswith("synthetic.") and isinstance(value, Tensor)
+    }
 
 
 def commit(checkout: Path) -> str:

@@ -177,7 +177,7 @@ def ranks(seed: int, args: argparse.Namespace) -> Row:
     objective, pool = cast(TrajectoryMatching, module.objective), cast(TrajectoryPool, module.pool)
     pool.prepare(PoolSetup(network, data.train, data.name, data.fingerprint, data.test, seed=seed))
     windows = range(pool.min_start_epoch, pool.max_start_epoch)
-    segments = [pool.load((expert, epoch)) for expert in range(pool.size) for epoch in windows]
+    segments = [pool.load((expert, epoch)) for expert in range(len(pool)) for epoch in windows]
     labels = torch.arange(data.num_classes).repeat_interleave(module.storage.effective_ipc)
     tensors, found = load_file(_file("base method", seed, args)), dict[str, list[float]]()
     for step in sorted(int(name.split("/")[1]) for name in tensors if name.startswith("images/")):

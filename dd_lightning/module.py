@@ -212,7 +212,7 @@ class DistillationModule(LightningModule):
         else:
             saved = checkpoint["state_dict"].items()
             synthetic = {name.removeprefix(prefix): value for name, value in saved if name.startswith(prefix)}
-            self.storage = Storage(**{field.name: state["run"][field.name] for field in fields(Storage)})
+            self.storage = Storage(**state["storage"])
             self.synthetic = SyntheticSet.from_state(synthetic)
         self._initialized = True
         if "loops" in checkpoint:  # a longer run may go on where a finished one ended: its one epoch is not over

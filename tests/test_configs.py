@@ -267,7 +267,7 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
         zca={"zca": True, "normalized": False}[data.color_space],
     )
     assert (data.name, module.storage.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
-    assert (module.optimizer.momentum, module.storage.init, module.storage.labels, module.seed) == (
+    assert (module.optimizer.momentum, module.storage.init, module.storage.labels, module.distillation.seed) == (
         0.5,
         "real",
         "hard",
@@ -320,14 +320,18 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
         "per_class",
         0.5,
     )
-    assert (module.inner_loop, module.clamp, module.storage.labels, module.seed) == (100, True, "hard", 0)
+    assert (
+        module.distillation.inner_loop,
+        module.distillation.clamp,
+        module.storage.labels,
+        module.distillation.seed,
+    ) == (100, True, "hard", 0)
     assert (objective.metric, objective.include_classifier, objective.include_bias) == ("mse", False, False)
     assert objective.batch_syn == 128
     assert (objective.augmentation, objective.policy) == ("color_crop_cutout", "idc")
     if isinstance(objective, BidirectionalMatching):
         assert objective.alpha == 1
-        assert representatives is not None
-        assert (representatives.size, representatives.per_cluster) == (128, 1)
+        assert (objective.batch_real, objective.per_cluster) == (128, 1)
     assert (len(pool), pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
     assert pool.recipe == NetworkRecipe(
         lr=0.01,

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import EvalCallback
-from dd_lightning.datamodules.steps import DEFAULT_STEPS
+from dd_lightning.datamodules.trainer import DEFAULT_STEPS
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import DivergenceError, InputError
 from dd_lightning.functional.losses import classification_loss
@@ -313,9 +313,9 @@ def test_another_seed_at_resumption_is_told(store: Path, tmp_path: Path) -> None
 def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: Path) -> None:
     small.fit(tmp_path, small.module(store), small.checkpoints(tmp_path), steps=2)
     for changed, message in (
-        (small.module(store, ipc=1), "ipc is 1, but the checkpoint's run has 2"),
+        (small.module(store, ipc=1), r"images is \[3, 1, 8, 8\] in the configuration, but \[6, 1, 8, 8\]"),
         (small.module(store, {"num_experts": 3}), "num_experts is 3, but the checkpoint's run has 4"),
-        (small.module(store, labels="soft"), "labels is 'soft', but the checkpoint's run has 'hard'"),
+        (small.module(store, labels="soft"), "labels is 'soft' in the configuration, but 'hard' in the checkpoint"),
     ):
         with pytest.raises(InputError, match=message):
             small.fit(tmp_path, changed, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=2.ckpt")
@@ -338,7 +338,7 @@ def test_default_number_of_steps(store: Path, tmp_path: Path) -> None:
 
 def test_unset_pieces_say_so() -> None:
     fresh = DistillationModule()
-    for name in ("synthetic_set", "distillation", "problem"):
+    for name in ("synthetic_set", "problem"):
         with pytest.raises(RuntimeError, match="yet"):
             getattr(fresh, name)
 

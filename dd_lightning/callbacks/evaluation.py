@@ -12,8 +12,9 @@ from torch import Tensor
 from dd_lightning.callbacks.accuracy_curve import AccuracyCurve, EvaluationPoint
 from dd_lightning.callbacks.attached import RunCallback, as_distillation
 from dd_lightning.callbacks.hyperparameters import hyperparameters
-from dd_lightning.execution.compile import Compile, compile_choice
+from dd_lightning.datamodules.trainer import log_scalars
 from dd_lightning.execution.memory import explain_oom
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
@@ -21,8 +22,7 @@ from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.initial import class_labels, initial_images
 from dd_lightning.sets.real import RealSet
-from dd_lightning.training.evaluation import compiled_for_evaluation, evaluate_synthetic_set, get_recipe
-from dd_lightning.training.parallel_networks import Network
+from dd_lightning.training.evaluation import Evaluation, get_recipe
 from dd_lightning.training.progress import epoch_bar
 
 REMEDY = "set smaller evaluation.num_networks, or smaller evaluation.networks"
@@ -51,12 +51,10 @@ class EvalCallback(RunCallback):
         split: Held-out data to test on: ``test``, or ``val`` where the data has a ``val_fraction``.
         compare_random: At the end, evaluate the same number of random real images by the same recipe and learning
             rate.
-        compile: Compile the networks' gradients, once in a run. It takes up to minutes, and the rounding is another
-            one. ``auto`` does so on CUDA alone, in runs of at least 50,000 steps of fresh networks (points x epochs x
-            batches), unless the Trainer is ``deterministic``; where it is impossible, the run goes on without.
+        execution: How the networks are computed, if other than the run (``model.execution``).
 
     Raises:
-        InputError: If a number is out of range, the recipe or ``compile`` is unknown, or there is no such split.
+        InputError: If a number is out of range, the recipe is unknown, or there is no such split.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class EvalCallback(RunCallback):
         split: Literal["test", "val"] = "test",
         compare_random: bool = True,
         num_networks_intermediate: int | None = None,
-        compile: Compile | bool = "off",
+        execution: Execution | None = None,
     ) -> None:
         check_range("evaluation.every_n_steps", every_n_steps, low=1)
         check_range("evaluation.num_networks", num_networks, low=1, hint="5 in the literature")
@@ -85,14 +83,14 @@ class EvalCallback(RunCallback):
         self.network_specs = networks
         self.num_networks = num_networks
         self.num_networks_intermediate = num_networks_intermediate or num_networks
-        self.compile = compile_choice(compile)
+        self.execution = execution
         self.recipe = get_recipe(recipe, epochs, augmentation)
         self.split: Literal["test", "val"] = split
         self.compare_random = compare_random
         self._counted = num_networks_intermediate is not None
         self._networks: list[FunctionalNetwork] = []
         self._held_out: RealSet | None = None
-        self._computed: dict[str, Network] = {}
+        self._evaluations: dict[str, Evaluation] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -107,10 +105,10 @@ class EvalCallback(RunCallback):
             return
         module, device = as_distillation(pl_module), trainer.strategy.root_device
         data = module.datamodule
-        self._held_out = data.held_out(self.split).to(device)
+        self._held_out = data.to(device).held_out(self.split)
         specs: Sequence[NetworkSpec] = self.network_specs or [module.network_spec]
         self._networks = [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]
-        self._computed = {}
+        self._evaluations = {}
         names = [network_name(spec) for spec in specs]
         if len(set(names)) < len(names):
             raise InputError(f"evaluation.networks is {names}; each architecture may be named once")
@@ -151,7 +149,7 @@ class EvalCallback(RunCallback):
         if self.compare_random:
             # as many as are stored: what a budget of that many whole images is worth
             real, ipc = module.problem.real, module.storage.ipc
-            images = initial_images(real, ipc, "real", step_generator(module.seed, 0, "random-real"))
+            images = initial_images(real, ipc, "real", step_generator(module.distillation.seed, 0, "random-real"))
             labels = class_labels(real.num_classes, ipc).to(images.device)
             self.random_real = self._train_and_test(
                 module, self._networks[0], images, labels, "random real images", self.num_networks
@@ -212,36 +210,28 @@ class EvalCallback(RunCallback):
             torch.enable_grad(),  # whatever hook calls
             epoch_bar(f"{what}: {title}", self.recipe.epochs, shown) as on_epoch,
         ):
-            if network.name not in self._computed:
-                self._computed[network.name] = compiled_for_evaluation(
-                    images,
-                    targets,
+            if network.name not in self._evaluations:
+                self._evaluations[network.name] = Evaluation(
                     network,
+                    self._held_out,
                     self.recipe,
-                    sorted({self.num_networks_intermediate, self.num_networks}),
-                    self.compile,
+                    self.execution or module.execution,
                     trainer.max_steps // self.every_n_steps + 1,
-                    "evaluation.compile",
+                    (self.num_networks_intermediate, self.num_networks),
                 )
-            result = evaluate_synthetic_set(
-                images,
-                targets,
-                run.student_lr,
-                self._held_out,
-                network,
-                self.recipe,
-                count,
-                module.seed,
-                on_epoch,
-                self._computed[network.name],
-            )
+            evaluation = self._evaluations[network.name]
+            result = evaluation(images, targets, run.student_lr, count, run.seed, on_epoch)
         return EvaluationPoint(module.global_step, network.name, result.accuracies, result.seconds, result.validations)
 
     def _log(self, module: DistillationModule, step: int) -> None:
         values = self.curve.scalars(step)
-        module.log_scalars(values, step)
-        if module.inner_loop is not None and step % module.inner_loop == 0:
-            module.log_scalars({f"outer/{name}": value for name, value in values.items()}, step // module.inner_loop)
+        log_scalars(module.trainer, values, step)
+        if module.distillation.inner_loop is not None and step % module.distillation.inner_loop == 0:
+            log_scalars(
+                module.trainer,
+                {f"outer/{name}": value for name, value in values.items()},
+                step // module.distillation.inner_loop,
+            )
         # for ModelCheckpoint(monitor=...) and EarlyStopping, which read the Trainer's metrics
         module.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 

@@ -16,7 +16,7 @@ def hyperparameters(module: DistillationModule) -> dict[str, Any]:
         "dataset": module.datamodule.name,
         **asdict(module.storage),
         **asdict(module.optimizer),
-        "seed": module.seed,
+        "seed": module.distillation.seed,
         "steps": module.trainer.max_steps,
     }
     for owner in (module.objective, module.pool):

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dd_lightning.callbacks.attached import RunCallback, as_distillation
-from dd_lightning.distillation import Distillation
+from dd_lightning.datamodules.trainer import log_scalars, logs_now
+from dd_lightning.distillation import Demand, Distillation
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.selection import Favor, Normalize, entropy, sample_index, selection_probabilities
 from dd_lightning.module import DistillationModule
@@ -27,12 +28,10 @@ class _Known(NamedTuple):
 
     Attributes:
         key: Which one.
-        generation: Of what the key named then (:meth:`~dd_lightning.pools.CandidatePool.generation`).
         loss: Its last known loss.
     """
 
     key: CandidateKey
-    generation: int
     loss: float
 
 
@@ -122,29 +121,23 @@ class TrajectorySelectionCallback(RunCallback):
         if stage != "fit":
             return
         module = as_distillation(pl_module)
-        if self.pool_size is not None:
-            module.pool.ensure(self.pool_size)
         self._check(module, trainer.world_size)
-        module.candidates_per_step = self.num_candidates
+        keeps = self.refresh_per_step is not None
+        module.demand = Demand(self.num_candidates, self.pool_size or 1, keeps_candidates=keeps)
 
     def _check(self, module: DistillationModule, processes: int) -> None:
         """Refuse what pool or objective cannot do."""
-        pool, objective = module.pool, module.objective
-        if self.num_candidates > pool.size:
+        if self.pool_size is None and self.num_candidates > len(module.pool):
             raise InputError(
-                f"num_candidates is {self.num_candidates}, but the pool holds {pool.size}; "
+                f"num_candidates is {self.num_candidates}, but the pool holds {len(module.pool)}; "
                 "lower selection.num_candidates or set selection.pool_size"
-            )
-        if self.refresh_per_step is not None and pool.shares_draw:
-            raise InputError(
-                f"refresh_per_step is {self.refresh_per_step}, but share_start_epoch is true: candidates kept from "
-                "earlier steps have start epochs of their own; set refresh_per_step: null, or share_start_epoch: false"
             )
         if self.refresh_per_step is not None and processes > 1:
             raise InputError(
                 f"refresh_per_step is {self.refresh_per_step}, but trainer runs {processes} processes: each would keep "
                 "its own candidates, and only one's are saved; set trainer.devices: 1, or refresh_per_step: null"
             )
+        objective = module.objective
         if self.score_steps is not None:
             if objective.inner_steps is None:
                 raise InputError(
@@ -183,12 +176,12 @@ class TrajectorySelectionCallback(RunCallback):
             winner = scored[-1]
         else:
             winner = scored[index - len(kept)]
-        self._remember(run, kept, scored)
+        self._remember(kept, scored)
         if self._steps is not None:
             winner = run.complete(winner, self._steps)
         run.select(winner, [candidate.candidate.key for candidate in scored])
         self._held = winner.candidate.key
-        self._report(module, losses, probabilities, index, len(scored), time.perf_counter() - started)
+        self._report(trainer, losses, probabilities, index, len(scored), time.perf_counter() - started)
 
     @property
     def _steps(self) -> int | None:
@@ -201,20 +194,18 @@ class TrajectorySelectionCallback(RunCallback):
             return []
         staying = self.num_candidates - self.refresh_per_step
         group = self._group[max(0, len(self._group) - staying) :]
-        return [known for known in group if run.pool.generation(known.key) == known.generation]
+        return [known for known in group if known.key in run.pool]
 
-    def _remember(self, run: Distillation, kept: Sequence[_Known], scored: Sequence[ScoredCandidate]) -> None:
+    def _remember(self, kept: Sequence[_Known], scored: Sequence[ScoredCandidate]) -> None:
         if self.refresh_per_step is None:
             return
         losses = {known.key: known.loss for known in kept}
         losses |= {candidate.candidate.key: float(candidate.loss) for candidate in scored}
-        self._group = [
-            _Known(key, run.pool.generation(key), loss) for key, loss in losses.items() if math.isfinite(loss)
-        ]
+        self._group = [_Known(key, loss) for key, loss in losses.items() if math.isfinite(loss)]
 
     def _report(
         self,
-        module: DistillationModule,
+        trainer: Trainer,
         losses: Tensor,
         probabilities: Tensor,
         index: int,
@@ -230,7 +221,7 @@ class TrajectorySelectionCallback(RunCallback):
             effective = self._effective_sum / REPORT_AFTER
             remedy = "" if 1.05 < effective < 0.99 * self.num_candidates else "; selection.normalize changes that"
             rank_zero_info(f"selection: {effective:.2f} of {self.num_candidates} candidates in effect{remedy}")
-        if module.logs_now and finite.any():
+        if logs_now(trainer) and finite.any():
             values = {
                 "selection/loss_mean": float(losses[finite].mean()),
                 "selection/loss_chosen": float(losses[index]),
@@ -241,7 +232,7 @@ class TrajectorySelectionCallback(RunCallback):
                 "selection/seconds": seconds,
             }
             values |= {f"selection/loss_{i}": float(loss) for i, loss in enumerate(losses)}
-            module.log_scalars(values)
+            log_scalars(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters, the choice that is being kept and the losses that are known."""
@@ -260,4 +251,4 @@ class TrajectorySelectionCallback(RunCallback):
         self._effective_sum = state_dict["effective_sum"]
         held = state_dict["held"]
         self._held = None if held is None else tuple(held)
-        self._group = [_Known(tuple(key), generation, loss) for key, generation, loss in state_dict.get("group", ())]
+        self._group = [_Known(tuple(key), loss) for key, loss in state_dict["group"]]

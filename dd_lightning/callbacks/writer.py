@@ -1,5 +1,6 @@
 """The synthetic set as files and as a picture in TensorBoard."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from dd_lightning.callbacks.attached import as_distillation
+from dd_lightning.callbacks.evaluation import EvalCallback
 from dd_lightning.functional.errors import check_range
 from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
@@ -64,33 +66,35 @@ class SyntheticSetWriter(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked for by all processes: it is a broadcast
         if not trainer.is_global_zero:
             return
-        file = synthetic_file(module, trainer.global_step, self.config)
+        recipe = next((asdict(c.recipe) for c in trainer.callbacks if isinstance(c, EvalCallback)), {})  # type: ignore[attr-defined]
+        file = synthetic_file(module, trainer.global_step, recipe, self.config)
         save_synthetic(folder / self.FILE, file)
-        pixels = file.images if file.stored_as == "pixels" else module.datamodule.space.decode(file.images)
-        grid = image_grid(pixels, file.num_classes, self.max_per_class)
+        grid = image_grid(file.stored_pixels(), file.num_classes, self.max_per_class)
         write_atomically(folder / self.PICTURE, png_bytes(grid))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("synthetic", grid, trainer.global_step)
 
 
-def synthetic_file(module: DistillationModule, step: int, config: dict[str, Any]) -> SyntheticFile:
+def synthetic_file(
+    module: DistillationModule, step: int, recipe: dict[str, Any], config: dict[str, Any]
+) -> SyntheticFile:
     """Return the module's synthetic set with all that is needed to evaluate it years later."""
     synthetic, data, run = module.synthetic_set, module.datamodule, module.distillation
     return SyntheticFile(
         images=synthetic.images.detach().cpu(),
         labels=synthetic.targets.detach().cpu(),
-        label_kind="hard" if synthetic.label_kind == "hard" else "logits",
-        lr=run.student_lr if "student_lr" in module.objective.learnable else None,
-        color_space=data.space.kind,
-        color_space_tensors=data.space.tensors(),
-        ipc=module.storage.ipc,
-        effective_ipc=module.storage.effective_ipc,
-        factor=module.storage.factor,
-        formation=module.storage.formation,
-        stored_as=module.storage.image_space,
         num_classes=data.num_classes,
+        space=data.space,
+        stored_as=synthetic.image_space,
+        formation=synthetic.formation,
+        lr=run.student_lr if "student_lr" in module.objective.learnable else None,
+        evaluation_lr=run.student_lr,
+        evaluation_recipe=recipe,
         dataset=data.name,
+        fingerprint=data.fingerprint,
+        val_fraction=data.val_fraction,
+        split_seed=data.split_seed,
         class_names=list(data.class_names),
         objective=type(module.objective).__name__,
         network=run.problem.network.name,

@@ -44,7 +44,7 @@ def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallba
         "seconds": module.distillation.cost.seconds,
         "seconds_evaluating": evaluation.seconds if evaluation is not None else 0.0,
         "seconds_training_experts": pool.get("seconds_training_experts", 0.0),
-        "peak_memory_bytes": peak_memory_bytes(module.device),
+        "peak_memory_bytes": module.distillation.cost.peak_memory,
         "device": str(module.device),
         "files": str(trainer.log_dir or trainer.default_root_dir),
     }

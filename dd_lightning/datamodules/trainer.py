@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from dd_lightning.datamodules.base import DistillationDataModule
 from dd_lightning.functional.errors import InputError
 
 DEFAULT_STEPS = 2000
@@ -34,6 +35,20 @@ def check_trainer(trainer: Trainer) -> None:
     if trainer.max_steps < 1:
         trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
         rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
+
+
+def attached_data(trainer: Trainer) -> DistillationDataModule:
+    """Return the data that a Trainer was given.
+
+    Raises:
+        InputError: If it is not a DistillationDataModule.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, DistillationDataModule):
+        raise InputError(
+            f"the data is {type(data).__name__}; pass a DistillationDataModule as Trainer.fit(datamodule=...)"
+        )
+    return data
 
 
 def logs_now(trainer: Trainer) -> bool:

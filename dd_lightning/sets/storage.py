@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from dd_lightning.sets.class_batches import Features
 from dd_lightning.sets.color_spaces import ColorSpace
 from dd_lightning.sets.initial import Initialization, check_initial, class_labels, initial_images
 from dd_lightning.sets.real import RealSet
-from dd_lightning.sets.synthetic import LabelKind, SyntheticSet
-
-ImageSpace = Literal["network", "pixels"]
+from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
 
 
 @dataclass(frozen=True)

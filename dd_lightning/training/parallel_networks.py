@@ -275,9 +275,10 @@ class Passes:
             return classification_loss(logits, targets), logits
 
         def one(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            (gradient,), logits = partial_gradients_and_other(
-                lambda parts: loss(parts[0], images, targets), [theta], [0], graph=False
-            )
+            with torch.no_grad():  # leaves no graph
+                (gradient,), logits = partial_gradients_and_other(
+                    lambda parts: loss(parts[0], images, targets), [theta], [0]
+                )
             return gradient, logits.detach()
 
         def all_at_once(thetas: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

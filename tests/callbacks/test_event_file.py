@@ -337,7 +337,7 @@ def test_a_compiled_evaluation_is_the_same_up_to_rounding(
     monkeypatch.setattr(evaluation, "accuracies_of", kept)
     logged(store, tmp_path / "eager", early(epochs=3), steps=3)
     assert not compilations
-    logged(store, tmp_path / "compiled", early(epochs=3, compile="on"), steps=3)
+    logged(store, tmp_path / "compiled", early(epochs=3, execution=Execution(compile="on")), steps=3)
     # at once, 1 network is another shape than 3
     assert known == [0] * 3 + [2 if vectorized else 1] * 3
     assert [len(thetas) for thetas in trained] == [1, 1, 3] * 2
@@ -354,9 +354,9 @@ def test_a_compiler_that_fails_an_evaluation(store: Path, tmp_path: Path, monkey
     monkeypatch.setattr(parallel_networks, "BACKEND", backend)
     message = r"compile is 'on', but torch\.compile fails for the evaluation of .*; set execution\.compile: off$"
     with pytest.raises(InputError, match=message):
-        logged(store, tmp_path / "on", early(compile="on"), steps=1)
+        logged(store, tmp_path / "on", early(execution=Execution(compile="on")), steps=1)
     monkeypatch.setattr(parallel_networks, "compiles", lambda *_: True)
-    auto = early(compile="auto")
+    auto = early(execution=Execution(compile="auto"))
     with pytest.warns(UserWarning, match="fails for the evaluation of .*: going on without"):
         logged(store, tmp_path / "auto", auto, steps=1)
     assert [point.accuracies for point in auto.points] == [point.accuracies for point in eager.points]

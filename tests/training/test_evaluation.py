@@ -326,9 +326,7 @@ def test_fresh_networks_share_no_storage(store: Path, tmp_path: Path) -> None:
     distilled = small.module(store)
     small.fit(tmp_path, distilled, steps=1)
     set_ = distilled.synthetic_set
-    thetas = train_fresh_networks(
-        set_.images, set_.targets, RATE, distilled.problem.network, EvaluationRecipe(epochs=1), 2, SEED
-    )
+    thetas = trained(set_.images, set_.targets, RATE, distilled.problem.network, EvaluationRecipe(epochs=1), 2, SEED)
     pointers = {t.untyped_storage().data_ptr() for t in (set_.images, set_.targets, distilled.problem.real.images)}
     pointers |= {p.untyped_storage().data_ptr() for p in distilled.problem.network._template.parameters()}
     assert thetas.untyped_storage().data_ptr() not in pointers
