@@ -5,9 +5,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import yaml
+
+from dd_lightning.version import __version__
 from tests.test_floors import FILES, imports
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 """Where a package's name on the index is not the one it is imported by."""
 INDIRECT = {"tensorboard", "scipy"}
@@ -29,3 +33,9 @@ def test_dependencies_are_what_is_imported() -> None:
 def test_malicious_releases_of_lightning_are_excluded() -> None:
     (lightning,) = [line for line in PROJECT["dependencies"] if line.startswith("lightning")]
     assert {"!=2.6.2", "!=2.6.3"} <= set(lightning.split(","))
+
+
+def test_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert citation["license"] == PROJECT["license"]
