@@ -85,7 +85,7 @@ def main() -> None:
                 if not (folder / name).exists():
                     distill(checkout, first / "configs", generated, case, selection, folder / name)
             ours, theirs = (learned(folder / name) for folder in folders)
-            differing = [key for key in ours | theirs if not torch.equal(ours[key], theirs[key])]
+            differing = [key for key, value in ours.items() if not torch.equal(value, theirs[key])]
             equal &= not differing
             print(f"{name:40} {'differs in ' + ', '.join(differing) if differing else 'equal'}", flush=True)
     raise SystemExit(not equal)
