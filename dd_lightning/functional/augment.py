@@ -22,6 +22,15 @@ from dd_lightning.functional.warp import rotation_radius, scale_radius, shift, w
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 IDENTITY = "none"
 
+BRIGHTNESS = 1.0  # width of the interval, centered at 0, of what is added to an image
+SATURATION = 2.0  # largest factor on the deviation from the pixel's mean over channels; the smallest is 0
+CONTRAST = 0.5  # smallest factor on the deviation from the image's mean; the largest is 1 more
+CROP = 0.125  # largest shift along each axis, as a part of that axis, filled with zeros
+CUTOUT = 0.5  # side of the rectangle set to zero, as a part of the axis
+FLIP = 0.5  # probability of a horizontal flip
+SCALE = 1.2  # largest factor of the sampling grid along each axis, independently; the smallest is its inverse
+ROTATE = 15.0  # largest rotation of the sampling grid, either way, in degrees
+
 
 class AugmentationDraw(NamedTuple):
     """Everything random about one augmentation, so that it can be replayed.
@@ -48,25 +57,13 @@ class AugmentationDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class DSA:
-    """The augmentation policy: which operations there are, and how far each one goes.
-
-    Defaults are the values that trajectory matching uses for all its data sets (link in the module's docstring), with
-    their effect in parentheses.
+    """The augmentation policy: which operations there are. Ranges are the module's constants.
 
     Args:
-        strategy: Operations to choose among, joined by underscores, each at most once; ``none`` leaves images
-            alone.
-        brightness: Width of the interval, centered at 0, of the value added to an image (-0.5 to 0.5).
-        saturation: Largest factor on the deviation from the pixel's mean over channels (0 to 2).
-        contrast: Smallest factor on the deviation from the image's mean; the largest is 1 more (0.5 to 1.5).
-        crop: Largest shift along each axis, as a part of that axis (4 of 32 pixels), filled with zeros.
-        cutout: Side of the rectangle set to zero, as a part of the axis (16 of 32 pixels).
-        flip: Probability of a horizontal flip.
-        scale: Largest factor of the sampling grid along each axis, independently; the smallest is its inverse.
-        rotate: Largest rotation of the sampling grid, either way, in degrees.
+        strategy: Operations to choose among, joined by underscores, each at most once; ``none`` leaves images alone.
 
     Raises:
-        InputError: If the strategy names an unknown operation or one twice, or a number is out of range.
+        InputError: If the strategy names an unknown operation or one twice.
 
     Example:
         >>> policy = DSA(strategy="crop_flip")
@@ -76,14 +73,6 @@ class DSA:
     """
 
     strategy: str = "color_crop_cutout_flip_scale_rotate"
-    brightness: float = 1.0
-    saturation: float = 2.0
-    contrast: float = 0.5
-    crop: float = 0.125
-    cutout: float = 0.5
-    flip: float = 0.5
-    scale: float = 1.2
-    rotate: float = 15.0
 
     def __post_init__(self) -> None:
         operations = self.operations
@@ -97,12 +86,6 @@ class DSA:
             raise InputError(
                 f"augmentation strategy {self.strategy!r} names an operation twice: name each at most once"
             )
-        for name in ("brightness", "saturation", "contrast"):
-            check_range(f"augmentation {name}", getattr(self, name), 0)
-        for name in ("crop", "cutout", "flip"):
-            check_range(f"augmentation {name}", getattr(self, name), 0, 1)
-        check_range("augmentation scale", self.scale, 1)
-        check_range("augmentation rotate", self.rotate, 0, 180)
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -140,20 +123,7 @@ class DSA:
     def draw_operation(
         self, operation: str, generator: torch.Generator, batch: int, size: tuple[int, int], siamese: bool = False
     ) -> AugmentationDraw:
-        """Draw the parameters of one operation, whether or not the strategy names it.
-
-        Args:
-            operation: One of `OPERATIONS`, or ``none``.
-            generator: Source of all randomness; it is advanced, unless the operation is ``none``.
-            batch: Number of samples.
-            size: ``(H, W)`` of the images.
-            siamese: Draw one set of parameters for all samples.
-
-        Returns:
-            The draw, for `augment`.
-
-        Raises:
-            InputError: If the batch is empty or an axis is shorter than 2 pixels.
+        """Draw the parameters of one operation, whether or not the strategy names it, as :meth:`draw` does.
 
         Example:
             >>> DSA().draw_operation("crop", torch.Generator().manual_seed(0), batch=4, size=(8, 8), siamese=True)
@@ -177,22 +147,22 @@ class DSA:
         extent = (0, 0)
         if operation == "color":
             brightness, saturation, contrast = uniform(3).unbind(1)
-            brightness = (brightness - 0.5) * self.brightness
-            values = torch.stack([brightness, saturation * self.saturation, contrast + self.contrast], dim=1)
+            brightness = (brightness - 0.5) * BRIGHTNESS
+            values = torch.stack([brightness, saturation * SATURATION, contrast + CONTRAST], dim=1)
         elif operation == "crop":
-            limits = [_part(length, self.crop) for length in size]
+            limits = [_part(length, CROP) for length in size]
             values = integers([(-limit, limit) for limit in limits])
         elif operation == "cutout":
-            extent = (_part(size[0], self.cutout), _part(size[1], self.cutout))
+            extent = (_part(size[0], CUTOUT), _part(size[1], CUTOUT))
             # An even hole has no central pixel, so its center may also be one past the last: the reference's rule.
             values = integers([(0, length - side % 2) for length, side in zip(size, extent, strict=True)])
         elif operation == "flip":
-            values = (uniform(1) < self.flip).to(torch.float32)
+            values = (uniform(1) < FLIP).to(torch.float32)
         elif operation == "scale":
-            values = 1 / self.scale + uniform(2) * (self.scale - 1 / self.scale)
-            extent = scale_radius(self.scale)
+            values = 1 / SCALE + uniform(2) * (SCALE - 1 / SCALE)
+            extent = scale_radius(SCALE)
         elif operation == "rotate":
-            largest = math.radians(self.rotate)
+            largest = math.radians(ROTATE)
             values = (uniform(1) * 2 - 1) * largest
             extent = rotation_radius(largest, size)
         elif operation == IDENTITY:

@@ -76,12 +76,11 @@ class AugmentationPolicy:
                 know a chosen operation: one synchronization, if the generator is an accelerator's.
             batch: Number of samples.
             size: ``(H, W)`` of the images.
-            siamese: Draw one set of parameters for all samples, as IDC does when it matches real with synthetic
-                images, and not when it trains a network.
+            siamese: Draw one set of parameters for all samples, as IDC does to match real with synthetic images, but
+                not to train a network.
 
         Returns:
-            The draws in the order of their application, for `augment_in_turn`; none for ``idc`` with strategy
-            ``none``.
+            The draws in order, for `augment_in_turn`; none for ``idc`` with strategy ``none``.
 
         Raises:
             InputError: If the batch is empty or an axis is shorter than 2 pixels.
