@@ -311,7 +311,7 @@ def test_representatives_are_chosen_with_the_previous_steps_network_as_it_is_now
         fit(again, 6, tmp_path / "step=4.ckpt")
         references, winners = references + again.references, winners + again.winners
     assert len(references) == len(winners) == 6
-    assert references[0].key == (int(torch.randperm(3, generator=step_generator(5, 0, "candidates"))[0]),)
+    assert references[0].key == (int(torch.randperm(3, generator=step_generator(5, 0, "candidates"))[0]), 0)
     assert [reference.key for reference in references[1:]] == [winner.key for winner in winners[:-1]]
     assert len({winner.key for winner in winners}) > 1
     for reference, before in zip(references[1:], winners, strict=False):
@@ -411,11 +411,11 @@ def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: P
         (small.network_module({"num_networks": 2}, factor=2), "pool holds 2 networks, but the checkpoint's run has 1"),
         (
             small.module(store, factor=2),
-            "objective is 'TrajectoryMatching', but the checkpoint's run has 'GradientMatching'; resume with",
+            "TrajectoryMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool; resume with",
         ),
         (
             small.module(store, factor=2, objective=GradientMatching(batch_real=8)),
-            r"run has GradientMatching on NetworkPool, but .*has GradientMatching on TrajectoryPool; resume with",
+            "GradientMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool; resume with",
         ),
     ):
         with pytest.raises(InputError, match=message):

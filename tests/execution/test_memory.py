@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-import dd_lightning.cli as cli_module
+import dd_lightning.cli.main as cli_module
 from dd_lightning.execution.memory import (
     GIB,
     LiveBytes,
@@ -368,7 +368,7 @@ def test_the_estimate_is_told_once_before_the_run(
     size = r"[\d.]+ MiB"
     distilled = small.module(store)
     assert re.fullmatch(
-        rf"memory of a step on cpu: about {size}: real data {size}, synthetic set {size}, student paths {size} "
+        rf"memory of a step on cpu: about {size}: real data {size}, held-out data {size}, synthetic set {size}, student paths {size} "
         rf"\(3 candidates\), one student step {size} \(batch 6 in one piece\)",
         told(distilled, small.selection()),
     )
@@ -492,6 +492,6 @@ def test_micro_batches_of_a_batch_norm_are_refused_in_one_line(cli: Cli) -> None
     )
     assert not (cli.folder / "new").exists()
     one_step = ("--trainer.max_steps", "1", "--evaluation", "null")
-    cli.fit(*options, *one_step, "--name", "null", "--model.objective.execution.micro_batch", "null")
-    cli.fit(*options, *one_step, "--name", "auto", "--model.objective.execution.memory_gb", "1e-6")
+    cli.fit(*options, *one_step, "--name", "null", "--model.execution.micro_batch", "null")
+    cli.fit(*options, *one_step, "--name", "auto", "--model.execution.memory_gb", "1e-6")
     assert small.same(cli.learned(name="null"), cli.learned(name="auto"))

@@ -188,7 +188,10 @@ def test_a_compiled_run(
 
 
 def test_off_is_what_there_was(tmp_path: Path, compilers: Compilers) -> None:
-    plain, off = run(tmp_path), run(tmp_path, compile=False, precision="tf32", pool={"compile": "auto"})
+    plain, off = (
+        run(tmp_path),
+        run(tmp_path, compile=False, precision="tf32", pool={"execution": Execution(compile="auto")}),
+    )
     assert small.same(small.learned(plain), small.learned(off))  # tf32 is CUDA's
     assert compilers.take() == {}
 

@@ -103,7 +103,7 @@ def test_each_step_has_a_network_of_its_own(tmp_path: Path) -> None:
             seen.extend(candidate.theta.clone() for candidate in candidates)
             return super().score(problem, candidates, *arguments, **options)
 
-    module.objective = Objective(batch_real=8)
+    module.objective = module.distillation.objective = Objective(batch_real=8)
     before = small.fit(tmp_path, module, steps=4)
     assert before.global_step == 4
     assert len(seen) == 4

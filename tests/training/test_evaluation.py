@@ -251,7 +251,7 @@ def test_best_of_validations_is_each_networks_own() -> None:
         ({"validations": 0}, "validations is 0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"policy": "best"}, "policy 'best' is unknown: it must be one of dsa, idc"),
+        ({"policy": "best"}, "policy is 'best'; use one of dsa, idc"),
         ({"augmentation": "blur"}, "names 'blur', which is none of"),
     ],
 )
