@@ -31,7 +31,7 @@ from dd_lightning.execution.precision import Precision
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix
 from dd_lightning.functional.policies import AugmentationPolicy, augment_in_turn
 from dd_lightning.functional.random import StepContext, step_generator
-from dd_lightning.objectives import GradientMatching
+from dd_lightning.objectives import GradientMatching, Workload
 from dd_lightning.pools import NetworkPool, PoolSetup
 from dd_lightning.sets.initial import class_labels
 from dd_lightning.sets.real import RealSet
@@ -69,10 +69,11 @@ class InnerStep:
         self.compile_seconds: dict[str, float] = {}
         for name, (choice, precision, candidates) in VARIANTS.items():
             started = time.perf_counter()
-            objective = GradientMatching(batch_real=args.batch_real, compile=choice, precision=precision)
+            objective = GradientMatching(batch_real=args.batch_real)
             size = args.classes * args.ipc * args.factor**2
-            objective.plan_memory(self.update.network, size, False, candidates, (), args.device)
-            objective.prepare(self.update.network, self.update.synthetic, 1, lambda _: None)
+            workload = Workload(self.update.network, size, candidates=candidates, device_type=args.device)
+            objective.plan_memory(workload, Execution(compile=choice, precision=precision))
+            objective.prepare(self.update.problem, 1, lambda _: None)
             self.compile_seconds[f"{name}: images"] = time.perf_counter() - started
             self.objectives[name] = objective
             if candidates == 1:
@@ -129,7 +130,7 @@ class InnerStep:
         else:
             self.update.objective = self.objectives[name]
             candidates = VARIANTS[name][2]
-            self.update.ours(candidates, sole=candidates == 1)
+            self.update.ours(candidates, with_gradient=candidates == 1)
         gradient = self.update.synthetic.images.grad
         if gradient is None:
             raise RuntimeError(f"{name} gave no gradient")

@@ -43,7 +43,17 @@ def test_imports_go_down(path: Path) -> None:
         if package in {"lightning", "pytorch_lightning"}:
             assert own in WITH_LIGHTNING, f"{own} imports {module}"
         if own == "functional":
-            allowed = {"dd_lightning", "torch", "collections", "contextlib", "dataclasses", "typing", "math", "hashlib"}
+            allowed = {
+                "dd_lightning",
+                "torch",
+                "collections",
+                "contextlib",
+                "dataclasses",
+                "functools",
+                "typing",
+                "math",
+                "hashlib",
+            }
             assert package in allowed, f"functional imports {module}"
 
 

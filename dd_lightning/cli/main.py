@@ -19,25 +19,20 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint, SyntheticSetWriter, TrajectorySelectionCallback
 from dd_lightning.cli.report import closing_table, evaluation_table, show, summary
 from dd_lightning.cli.runs import check_writable, is_checkpoint, last_checkpoint
-from dd_lightning.datamodules import DigitsDataModule, DistillationDataModule, datamodule_by_name
+from dd_lightning.datamodules import DigitsDataModule, DistillationDataModule, datamodule_by_name, evaluation_data
 from dd_lightning.execution.memory import explain_oom
 from dd_lightning.execution.options import Execution
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import DistillationError, InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.atomic_write import write_atomically
-from dd_lightning.sets.color_spaces import color_space_from_tensors
-from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.synthetic_file import SyntheticFile, load_synthetic
-from dd_lightning.training.evaluation import RECIPES, evaluate_synthetic_set, get_recipe
+from dd_lightning.training.evaluation import RECIPES, EvaluationRecipe, evaluate_synthetic_set, get_recipe
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
 from dd_lightning.training.experts import train_experts
 from dd_lightning.training.progress import epoch_bar
 from dd_lightning.training.recipes import ExpertRecipe
 from dd_lightning.version import __version__
-
-DEFAULT_EVALUATION_LR = 0.01
-"""Learning rate of evaluations where neither a set nor its run's configuration has one."""
 
 USAGE = """\
 usage: dd-lightning COMMAND [options]
@@ -79,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.stdout.write(f"dd-lightning {__version__}\n")
         else:
             _stop(f"unknown command {command!r}; use fit, experts or evaluate", status=2)
-    except (MisconfigurationException, OSError) as error:
+    except (MisconfigurationException, OSError, DistillationError) as error:
         _stop(str(error), status=1)
     except ValueError as error:
         cause = _input_error(error)
@@ -299,7 +294,12 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument("-c", "--config", action="config", help="YAML file with the options below.")
     parser.add_argument("--networks", type=str, nargs="+", default=None, help="Architectures; the file's by default.")
     parser.add_argument("--num_networks", type=int, default=5, help="Fresh networks of each.")
-    parser.add_argument("--recipe", type=str, default="mtt", help=f"Protocol: {', '.join(sorted(RECIPES))}.")
+    parser.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        help=f"Protocol: {', '.join(sorted(RECIPES))}; the run's own by default, or mtt if it evaluated nothing.",
+    )
     parser.add_argument("--epochs", type=int | None, default=None, help="Epochs, if other than the protocol's.")
     parser.add_argument(
         "--augmentation", type=str | None, default=None, help="DSA strategy, if other than the protocol's; or none."
@@ -313,20 +313,13 @@ def evaluate(args: Sequence[str]) -> None:
     config: Namespace = parser.parse_args(list(args))
     if config.num_networks < 1:
         raise InputError(f"num_networks is {config.num_networks}; it must be at least 1")
-    recipe = get_recipe(config.recipe, config.epochs, config.augmentation)
     file = load_synthetic(config.file)
+    recipe = _recipe(file, config)
     given = parser.instantiate_classes(config).get("data")
-    data = _ready(given or datamodule_by_name(file.dataset, root=config.root))
+    data = given or datamodule_by_name(file.dataset, root=config.root)
+    file, held_out = evaluation_data(file, data)
     device = _device(config.device)
-    if data.num_classes != file.num_classes or data.image_shape != tuple(file.images.shape[1:]):
-        raise InputError(
-            f"{config.file} holds {file.num_classes} classes of {tuple(file.images.shape[1:])} images, but {data.name} "
-            f"has {data.num_classes} of {data.image_shape}; give the data it was distilled from with --data"
-        )
-    # The held-out data goes into the file's own color space, not into one fitted anew.
-    space = color_space_from_tensors(file.color_space, file.color_space_tensors)
-    pixels = data.space.decode(data.test.images)
-    held_out = RealSet(space.encode(pixels), data.test.labels, data.num_classes).to(device)
+    held_out = held_out.to(device)
     images, targets = (tensor.to(device) for tensor in file.training_set())
     points = []
     specs = config.networks or [file.network]  # all are built before the first one is trained: a wrong name fails now
@@ -339,7 +332,7 @@ def evaluate(args: Sequence[str]) -> None:
             result = evaluate_synthetic_set(
                 images,
                 targets,
-                _evaluation_lr(file),
+                file.evaluation_lr,
                 held_out,
                 network,
                 recipe,
@@ -351,11 +344,16 @@ def evaluate(args: Sequence[str]) -> None:
     show(evaluation_table(Path(config.file), len(file.images), len(images), points))
 
 
-def _evaluation_lr(file: SyntheticFile) -> float:
-    """Return the rate that was learned with a set, or else the one that its run's own evaluations had."""
-    if file.lr is not None:
-        return file.lr
-    return float(file.config.get("model", {}).get("student_lr", DEFAULT_EVALUATION_LR))
+def _recipe(file: SyntheticFile, config: Namespace) -> EvaluationRecipe:
+    """Return the protocol that was asked for, or else the one that the set's run used."""
+    stored = file.evaluation_recipe
+    if config.recipe is not None or not stored:
+        return get_recipe(config.recipe or "mtt", config.epochs, config.augmentation)
+    changes = {name: config[name] for name in ("epochs", "augmentation") if config[name] is not None}
+    try:
+        return EvaluationRecipe(**stored | {"milestones": tuple(stored["milestones"])} | changes)
+    except (TypeError, KeyError) as error:
+        raise InputError(f"the file's evaluation recipe is not understood ({error}); name one with --recipe") from error
 
 
 def _ready(data: DistillationDataModule | None) -> DistillationDataModule:

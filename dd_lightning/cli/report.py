@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint
-from dd_lightning.execution.memory import peak_memory_bytes
 from dd_lightning.module import DistillationModule
 from dd_lightning.training.evaluation import mean_std
 
@@ -40,12 +39,12 @@ def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallba
         "random_real": random_real,
         "full_set": pool.get("full_set"),
         "steps": trainer.global_step,
-        "skipped_steps": module.skipped_steps,
-        "candidate_evaluations": module.candidate_evaluations,
-        "seconds": module.seconds,
+        "skipped_steps": module.distillation.skipped_steps,
+        "candidate_evaluations": module.distillation.candidate_evaluations,
+        "seconds": module.distillation.cost.seconds,
         "seconds_evaluating": evaluation.seconds if evaluation is not None else 0.0,
         "seconds_training_experts": pool.get("seconds_training_experts", 0.0),
-        "peak_memory_bytes": peak_memory_bytes(module.device),
+        "peak_memory_bytes": module.distillation.cost.peak_memory,
         "device": str(module.device),
         "files": str(trainer.log_dir or trainer.default_root_dir),
     }

@@ -1,6 +1,6 @@
 """A network as a function of one flat parameter vector."""
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, Self
 
 import torch
@@ -13,6 +13,9 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import Loss
 from dd_lightning.networks.registry import NetworkSpec, build_network, network_name
+
+RUNNING = ("running_mean", "running_var")
+"""What torch's batch norms call their running statistics."""
 
 
 class FunctionalNetwork:
@@ -61,6 +64,7 @@ class FunctionalNetwork:
         self.image_shape = image_shape
         self.num_classes = num_classes
         self._spec = spec
+        self._precision: Precision = "float32"
         template = self._build(seed=0)
         named = dict(template.named_parameters())
         self.parameter_names: tuple[str, ...] = tuple(named)
@@ -98,8 +102,7 @@ class FunctionalNetwork:
         Raises:
             InputError: If the vector is not ``[P]``.
         """
-        logits: Tensor = functional_call(self._template, self._state(self._template, theta), (images,))
-        return logits
+        return self._run(self._template, theta, images, {})
 
     def initial_statistics(self) -> Tensor:
         """Return the running statistics ``[S]`` of an untrained network: means 0, variances 1."""
@@ -119,23 +122,16 @@ class FunctionalNetwork:
         Returns:
             Logits ``[B, num_classes]``, and statistics ``[S]`` without a graph.
         """
-        if not statistics.numel():
-            return self(theta, images), statistics
-        state = self._state(self._template, theta) | self._named(statistics, "collected")
-        logits: Tensor = functional_call(self._template, state, (images,))
-        # functional_call puts into the dictionary what a call has put in place of its entries
-        return logits, torch.cat([state[name] for name in self._named(statistics, "collected")])
+        collected = self._named(statistics, "collected")
+        logits = self._run(self._template, theta, images, collected)
+        return logits, torch.cat([statistics[:0], *collected.values()])
 
     def test_pass(self, theta: Parameters, statistics: Tensor, images: Tensor) -> Tensor:
         """Return the logits ``[B, num_classes]``, normalized by running statistics ``[S]``: image by image.
 
         Without any, ``[0]``, batch norm uses the statistics of the batch.
         """
-        state = self._state(self._template, theta)
-        if statistics.numel():
-            state |= self._named(statistics.to(images.dtype), "running")
-        logits: Tensor = functional_call(self._template, state, (images,))
-        return logits
+        return self._run(self._template, theta, images, self._named(statistics, "running"))
 
     def features(self, theta: Parameters, images: Tensor) -> Tensor:
         """Return what the submodule named ``classifier`` would be given, flattened.
@@ -150,9 +146,7 @@ class FunctionalNetwork:
         Raises:
             InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
         """
-        body = self.check_features()
-        embedded: Tensor = functional_call(body, self._state(body, theta), (images,))
-        return embedded.flatten(1)
+        return self._run(self.check_features(), theta, images, {}).flatten(1)
 
     def check_features(self) -> nn.Module:
         """Return the network without its classifier.
@@ -172,10 +166,32 @@ class FunctionalNetwork:
         """
         self.check_features()
         classifier, prefix = self._template.get_submodule("classifier"), "classifier."
-        state = self._state(self._template, theta)
-        own = {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}
-        logits: Tensor = functional_call(classifier, own, (features,))
-        return logits
+
+        def classified(theta: Parameters, features: Tensor) -> Tensor:
+            state = self._state(self._template, theta)
+            own = {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}
+            logits: Tensor = functional_call(classifier, own, (features,))
+            return logits
+
+        return in_precision(classified, self._precision)(theta, features)
+
+    def in_precision(self, precision: Precision) -> Self:
+        """Return the network with layers that compute in ``precision``; what goes in and comes out stays as it is."""
+        twin = copy(self)
+        twin._precision = precision
+        return twin
+
+    def check_pieces(self, micro_batch: int | None, batch: int) -> None:
+        """Check that a batch may pass through the network in pieces of at most ``micro_batch`` images; None: whole.
+
+        Raises:
+            InputError: If batch norm needs the whole batch at once.
+        """
+        if micro_batch is not None and micro_batch < batch and self.uses_batch_statistics:
+            raise InputError(
+                f"micro_batch is {micro_batch}, but network {self.name!r} has batch norm, which needs all {batch} "
+                "images of a batch at once; set execution.micro_batch: null, or use another norm"
+            )
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return the parameters as views into ``theta [P]``, in their own shapes, in the vector's order.
@@ -259,7 +275,23 @@ class FunctionalNetwork:
             torch.default_generator.manual_seed(seed)
             return build_network(self._spec, channels, self.num_classes, (height, width))
 
+    def _run(self, module: nn.Module, theta: Parameters, images: Tensor, statistics: dict[str, Tensor]) -> Tensor:
+        """Call a module; the statistics become what it has put in their place."""
+
+        def run(theta: Parameters, images: Tensor) -> Tensor:
+            state = self._state(module, theta)
+            state |= {
+                name: part.to(images.dtype) if name.endswith(RUNNING) else part for name, part in statistics.items()
+            }
+            output: Tensor = functional_call(module, state, (images,))
+            statistics.update((name, state[name]) for name in statistics)
+            return output
+
+        return in_precision(run, self._precision)(theta, images)
+
     def _named(self, statistics: Tensor, kind: str) -> dict[str, Tensor]:
+        if not statistics.numel():
+            return {}
         lengths = [features for features in self._tracking.values() for _ in range(2)]
         names = [f"{name}.{kind}_{which}".lstrip(".") for name in self._tracking for which in ("mean", "var")]
         return dict(zip(names, statistics.split(lengths), strict=True))

@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 from dd_lightning.execution.compile import Backend, Compile, compiled, compiles, laid_out, try_compile
 from dd_lightning.execution.memory import memory_model
 from dd_lightning.execution.options import MicroBatch
-from dd_lightning.execution.precision import Parameters, Precision, in_precision, tensor_float
+from dd_lightning.execution.precision import Precision, tensor_float
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import partial_gradients_and_other
@@ -126,14 +126,8 @@ def piece_of(
     if micro_batch == "auto":
         cuts = device_type == "cpu" and not network.uses_batch_statistics
         return images_per_pass(network, batch, precision) if cuts else batch
-    if micro_batch is None or micro_batch >= batch:
-        return batch
-    if network.uses_batch_statistics:
-        raise InputError(
-            f"micro_batch is {micro_batch}, but network {network.name!r} has batch norm, which needs all {batch} "
-            "images of a batch at once; set execution.micro_batch: null, or use another norm"
-        )
-    return micro_batch
+    network.check_pieces(micro_batch, batch)
+    return batch if micro_batch is None else min(micro_batch, batch)
 
 
 def check_batches(network: FunctionalNetwork, images: int, batch_size: int) -> None:
@@ -186,7 +180,7 @@ class Passes:
         piece: int | None = None,
         running_statistics: bool = False,
     ) -> None:
-        self.network = network
+        self.network = network.in_precision(precision or "float32")
         self._running_statistics = running_statistics
         self.vectorized = vectorized
         self.piece = piece
@@ -289,10 +283,7 @@ class Passes:
         """
 
         def logits(theta: Tensor, statistics: Tensor) -> Tensor:
-            def tested(theta: Parameters, images: Tensor) -> Tensor:
-                return self.network.test_pass(theta, statistics, images)
-
-            return in_precision(tested, self._precision or "float32")(theta, images)
+            return self.network.test_pass(theta, statistics, images)
 
         if statistics is None:
             statistics = images.new_zeros(len(thetas), 0)
@@ -318,23 +309,19 @@ class Passes:
         return accuracies
 
     def _derivative(self) -> Derivative:
-        network, precision = self.network, self._precision or "float32"
+        network = self.network
 
         def loss(
             theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            def forward(theta: Parameters, images: Tensor) -> Tensor:
-                nonlocal statistics
-                logits, statistics = network.training_pass(theta, statistics, images)
-                return logits
-
-            logits = in_precision(forward, precision)(theta, images)
-            return classification_loss(logits, targets), (logits, statistics)
+            logits, moved = network.training_pass(theta, statistics, images)
+            return classification_loss(logits, targets), (logits, moved)
 
         def one(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
-            (gradient,), (logits, moved) = partial_gradients_and_other(
-                lambda parts: loss(parts[0], statistics, images, targets), [theta], [0], graph=False
-            )
+            with torch.no_grad():  # leaves no graph
+                (gradient,), (logits, moved) = partial_gradients_and_other(
+                    lambda parts: loss(parts[0], statistics, images, targets), [theta], [0]
+                )
             return gradient, logits.detach(), moved
 
         def all_at_once(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:

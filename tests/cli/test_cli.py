@@ -223,7 +223,7 @@ def test_bad_input_is_one_line_and_loses_nothing(
 
 def test_a_loss_that_is_nan_keeps_the_last_good_checkpoint(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = images(fit())
-    score = TrajectoryMatching.score_all
+    score = TrajectoryMatching.score
     calls: list[None] = []
 
     def broken(self: TrajectoryMatching, *args: Any, **kwargs: Any) -> list[ScoredCandidate]:  # noqa: ANN401
@@ -234,7 +234,7 @@ def test_a_loss_that_is_nan_keeps_the_last_good_checkpoint(fit: Fit, monkeypatch
         return scored
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrajectoryMatching, "score_all", broken)
+        patch.setattr(TrajectoryMatching, "score", broken)
         with pytest.raises(SystemExit):
             fit()
     assert torch.equal(images(fit("--ckpt_path", "last")), whole)

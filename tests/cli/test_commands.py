@@ -16,7 +16,6 @@ from dd_lightning.cli.report import percent
 from dd_lightning.datamodules import DigitsDataModule
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.sets.color_spaces import color_space_from_tensors
 from dd_lightning.sets.pictures import image_grid
 from dd_lightning.sets.synthetic_file import load_synthetic
 from dd_lightning.training import evaluation
@@ -53,13 +52,12 @@ def test_synthetic_file_is_the_module(cli: Cli) -> None:
     module = DistillationModule.load_from_checkpoint(cli.version() / "checkpoints" / "step=6.ckpt")
     assert torch.equal(file.images, module.synthetic_set.images)
     assert torch.equal(file.labels, module.synthetic_set.targets)
-    assert file.lr == module.student_lr == float(module.synthetic_set.student_lr.detach())
+    assert file.lr == module.distillation.student_lr == float(module.synthetic_set.student_lr.detach())
     assert (file.step, file.ipc, file.num_classes, file.dataset) == (6, 2, 10, "digits")
-    assert (file.label_kind, file.network, file.objective) == ("logits", small.NETWORK, "TrajectoryMatching")
+    assert (file.label_kind, file.network, file.objective) == ("soft", small.NETWORK, "TrajectoryMatching")
     assert file.config["model"]["ipc"] == 2
     assert file.config["trainer"]["max_steps"] == 6
-    space = color_space_from_tensors(file.color_space, file.color_space_tensors)
-    grid = image_grid(space.decode(file.images), 10)
+    grid = image_grid(file.stored_pixels(), 10)
     with Image.open(cli.version() / "synthetic.png") as picture:
         assert picture.size == (grid.shape[2], grid.shape[1])
 
@@ -233,7 +231,8 @@ def test_evaluate_prints_what_the_function_returns(cli: Cli, monkeypatch: pytest
     monkeypatch.setitem(evaluation.RECIPES, "mtt", recipe)
     networks = [small.NETWORK, "ConvNet-2-W4"]
     path = cli.version() / "synthetic.safetensors"
-    cli("evaluate", str(path), "--networks", *networks, "--num_networks", "3", "--seed", "2", "--device", "cpu")
+    options = ["--recipe", "mtt", "--num_networks", "3", "--seed", "2", "--device", "cpu"]
+    cli("evaluate", str(path), "--networks", *networks, *options)
     rows = re.findall(r"│ (\S+) +│ (\d+) +│ ([^│]+?) +│ (\d+) +│", cli.out)
     file, data = load_synthetic(path), DigitsDataModule()
     assert file.lr is not None
@@ -247,9 +246,8 @@ def test_evaluate_prints_what_the_function_returns(cli: Cli, monkeypatch: pytest
     assert [row[0] for row in re.findall(r"│ (\S+) +│ (\d+) +│", cli.out)] == [small.NETWORK]
 
 
-def test_evaluate_agrees_with_the_runs_own_last_point(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    cli.fit()
-    monkeypatch.setitem(evaluation.RECIPES, "mtt", EvaluationRecipe(epochs=2))
+def test_evaluate_agrees_with_the_runs_own_last_point(cli: Cli) -> None:
+    cli.fit()  # by two epochs of mtt, which the file says
     seed = "3"  # the run's
     cli("evaluate", str(cli.version() / "synthetic.safetensors"), "--num_networks", "2", "--seed", seed)
     last = (cli.version() / "evaluation.csv").read_text().splitlines()[-1].split(",")

@@ -489,7 +489,7 @@ def test_bad_values(options: dict[str, Any], message: str) -> None:
         ({"images_per_update": 0}, r"recipe\.images_per_update is 0"),
         ({"cutmix": 1.5}, r"recipe\.cutmix is 1\.5"),
         ({"augmentation": "blur"}, "blur"),
-        ({"policy": "mtt"}, "policy 'mtt' is unknown: it must be one of dsa, idc"),
+        ({"policy": "mtt"}, "policy is 'mtt'; use one of dsa, idc"),
     ],
 )
 def test_bad_recipes(options: dict[str, Any], message: str) -> None:

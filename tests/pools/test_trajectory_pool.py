@@ -10,7 +10,7 @@ from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.pools import PoolSetup, TrajectoryPool, teacher_logits, trajectory_pool
+from dd_lightning.pools import PoolSetup, TrajectoryPool, trajectory_pool
 from dd_lightning.training.experts import train_experts
 from tests import small
 
@@ -127,19 +127,6 @@ def test_networks_are_the_experts_last_epochs(store: Path) -> None:
     pool = prepared(store, num_experts=3, max_start_epoch=1)
     rows = [pool.store.rows(expert, [small.EPOCHS])[0] for expert in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(pool.networks(), rows, strict=True))
-
-
-def test_teacher_logits_by_hand(store: Path) -> None:
-    network, images = setup().network, setup().real.images[:20]
-    thetas = [network.initial(seed) for seed in range(3)]
-    each = torch.stack([network(theta, images) for theta in thetas])
-    labels = each[0].argmax(1).roll(1)
-    expected = []
-    for i, label in enumerate(labels):
-        right = [k for k in range(3) if each[k, i].argmax() == label] or [0, 1, 2]
-        expected.append(each[right, i].mean(0))
-    assert len({tuple(each.argmax(2)[:, i].eq(label).tolist()) for i, label in enumerate(labels)}) > 2
-    torch.testing.assert_close(teacher_logits(network, iter(thetas), images, labels), torch.stack(expected))
 
 
 def test_summary_holds_the_stored_accuracies(store: Path) -> None:

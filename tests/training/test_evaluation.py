@@ -254,7 +254,7 @@ def test_best_of_validations_is_each_networks_own() -> None:
         ({"validations": 0}, "validations is 0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"policy": "best"}, "policy 'best' is unknown: it must be one of dsa, idc"),
+        ({"policy": "best"}, "policy is 'best'; use one of dsa, idc"),
         ({"augmentation": "blur"}, "names 'blur', which is none of"),
     ],
 )
@@ -329,9 +329,9 @@ def test_fresh_networks_share_no_storage(store: Path, tmp_path: Path) -> None:
     distilled = small.module(store)
     small.fit(tmp_path, distilled, steps=1)
     set_ = distilled.synthetic_set
-    thetas = trained(set_.images, set_.targets, RATE, distilled.network, EvaluationRecipe(epochs=1), 2, SEED)
-    pointers = {t.untyped_storage().data_ptr() for t in (set_.images, set_.targets, distilled.real.images)}
-    pointers |= {p.untyped_storage().data_ptr() for p in distilled.network._template.parameters()}
+    thetas = trained(set_.images, set_.targets, RATE, distilled.problem.network, EvaluationRecipe(epochs=1), 2, SEED)
+    pointers = {t.untyped_storage().data_ptr() for t in (set_.images, set_.targets, distilled.problem.real.images)}
+    pointers |= {p.untyped_storage().data_ptr() for p in distilled.problem.network._template.parameters()}
     assert thetas.untyped_storage().data_ptr() not in pointers
     assert not thetas.requires_grad
 

@@ -255,7 +255,7 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
         ({"weight_decay": -1.0}, "recipe.weight_decay is -1"),
         ({"batch_size": 0}, "recipe.batch_size is 0"),
         ({"cutmix": 1.5}, "recipe.cutmix is 1.5"),
-        ({"policy": "mtt"}, "policy 'mtt' is unknown"),
+        ({"policy": "mtt"}, "policy is 'mtt'"),
         ({"augmentation": "blur"}, "blur"),
         ({"precision": "float16"}, "precision is 'float16'; use one of float32, tf32, bfloat16"),
     ],
