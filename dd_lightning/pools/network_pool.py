@@ -128,10 +128,9 @@ class NetworkPool(CandidatePool):
         passes = Passes(setup.network, precision=execution.precision, piece=piece)
         updated = {"winner": 1, "none": 0}.get(self.refresh_rule, self._size)
         calls = setup.steps * updated * recipe.steps_per_update
-        images = real.images[:batch]
-        targets = recipe.targets(real.labels[:batch], real.num_classes, images.dtype)
+        data = real.images[:batch], recipe.targets(real.labels[:batch], real.num_classes, real.images.dtype)
         what = "the training of the pool's networks"
-        passes.compile(execution.compile, calls, images, targets, batch, (1,), what, setup.progress_bar)
+        passes.compile(execution.compile, calls, data, batch, (1,), what, setup.progress_bar)
         self._prepared = setup, passes
 
     def draw(self, count: int, context: StepContext, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
