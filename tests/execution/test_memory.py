@@ -368,8 +368,8 @@ def test_the_estimate_is_told_once_before_the_run(
     size = r"[\d.]+ MiB"
     distilled = small.module(store)
     assert re.fullmatch(
-        rf"memory of a step on cpu: about {size}: real data {size}, held-out data {size}, synthetic set {size}, student paths {size} "
-        rf"\(3 candidates\), one student step {size} \(batch 6 in one piece\)",
+        rf"memory of a step on cpu: about {size}: real data {size}, held-out data {size}, synthetic set {size}, "
+        rf"student paths {size} \(3 candidates\), one student step {size} \(batch 6 in one piece\)",
         told(distilled, small.selection()),
     )
     assert "(1 candidate)" in told(distilled)  # the same module, without the selection
