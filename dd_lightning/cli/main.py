@@ -21,6 +21,7 @@ from dd_lightning.cli.report import closing_table, evaluation_table, show, summa
 from dd_lightning.cli.runs import check_writable, is_checkpoint, last_checkpoint
 from dd_lightning.datamodules import DigitsDataModule, DistillationDataModule, datamodule_by_name, evaluation_data
 from dd_lightning.execution.memory import explain_oom
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import DistillationError, InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
@@ -254,6 +255,7 @@ def experts(args: Sequence[str]) -> None:
     parser.add_argument("--num_experts", type=int, default=100, help="Experts the store shall hold (100 in MTT).")
     parser.add_argument("--epochs", type=int, default=50, help="Epochs each shall have (50 in MTT).")
     parser.add_class_arguments(ExpertRecipe, "recipe")
+    parser.add_class_arguments(Execution, "execution", skip={"precision", "memory_gb"})
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1, for example.")
     config = parser.parse_args(list(args))
     objects = parser.instantiate_classes(config)
@@ -276,6 +278,7 @@ def experts(args: Sequence[str]) -> None:
         config.num_experts,
         config.epochs,
         held_out=data.test,
+        execution=objects.execution,
     )
     sys.stdout.write(f"{len(store.ids())} experts in {Path(config.path).resolve()}\n")
 

@@ -11,7 +11,7 @@ from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup, drawn_apart
-from dd_lightning.training.parallel_networks import ParallelTraining, Passes, piece_of
+from dd_lightning.training.parallel_networks import ParallelTraining, Passes, check_batches, piece_of
 from dd_lightning.training.progress import epoch_bar
 from dd_lightning.training.recipes import NetworkRecipe
 
@@ -111,7 +111,8 @@ class NetworkPool(CandidatePool):
             )
         if setup.soft_labels:
             raise InputError(
-                "labels is 'soft' for logits of experts, but NetworkPool holds no trained experts; use labels: hard"
+                "labels is 'soft' for logits of experts, but NetworkPool holds no trained experts to take them from; "
+                "use labels: hard"
             )
         if not setup.continues:
             self._members, self.batches_drawn = [], 0
@@ -123,6 +124,7 @@ class NetworkPool(CandidatePool):
         batch = min(recipe.batch_size, len(real))
         cut = None if execution.micro_batch == "auto" else execution.micro_batch
         piece = piece_of(setup.network, cut, batch, real.images.device.type, execution.precision)
+        check_batches(setup.network, len(real), recipe.batch_size)
         passes = Passes(setup.network, precision=execution.precision, piece=piece)
         updated = {"winner": 1, "none": 0}.get(self.refresh_rule, self._size)
         calls = setup.steps * updated * recipe.steps_per_update

@@ -18,6 +18,7 @@ from dd_lightning.training.parallel_networks import (
     Passes,
     Stack,
     batching_pays,
+    check_batches,
     images_per_pass,
     piece_of,
 )
@@ -193,6 +194,7 @@ def train_fresh_networks(
             f"the evaluation's learning rate is {lr:g}, but SGD needs a positive one: the learned rate has diverged; "
             "set model.student_lr_floor, lower model.student_lr_lr, or give the evaluation recipe its own lr"
         )
+    check_batches(network, len(images), recipe.batch_size)
     images, targets = images.detach(), recipe.targets(targets.detach(), network.num_classes, images.dtype)
     numbers = range(num_networks)
     orders, augments, mixes = (
@@ -245,16 +247,26 @@ def evaluation_passes(
         precision=precision,
         vectorized=network.vmappable and batching_pays(device, batch * images.shape[-2] * images.shape[-1]),
         piece=piece_of(network, execution.micro_batch, batch, device, execution.precision),
+        running_statistics=True,
     )
 
 
-def accuracies_of(thetas: Stack, network: FunctionalNetwork, held_out: RealSet) -> tuple[float, ...]:
-    """Return the top-1 accuracy in [0, 1] of each of the networks ``thetas [K, P]`` on held-out data."""
+def accuracies_of(
+    thetas: Stack, network: FunctionalNetwork, held_out: RealSet, statistics: Stack | None = None
+) -> tuple[float, ...]:
+    """Return the top-1 accuracy in [0, 1] of each network on held-out data.
+
+    Args:
+        thetas: Weights, ``[K, P]``.
+        network: The architecture.
+        held_out: What they are tested on.
+        statistics: Running statistics of batch norms, ``[K, S]``.
+    """
     device, (_, height, width) = held_out.images.device.type, held_out.image_shape
     vectorized = network.vmappable and batching_pays(device, TEST_BATCH * height * width)
-    cuts = device == "cpu" and not network.uses_batch_statistics
-    size = images_per_pass(network, TEST_BATCH, forward=True) if cuts else TEST_BATCH
-    return tuple(Passes(network, vectorized=vectorized).accuracies(thetas, held_out, size))
+    size = images_per_pass(network, TEST_BATCH, forward=True) if device == "cpu" else TEST_BATCH
+    passes = Passes(network, vectorized=vectorized)
+    return tuple(passes.accuracies(thetas, held_out, size, statistics))
 
 
 class Evaluation:
@@ -302,7 +314,7 @@ class Evaluation:
         validations: list[tuple[float, ...]] = []
 
         def on_validation(training: ParallelTraining) -> None:
-            validations.append(accuracies_of(training.thetas, self.network, self._held_out))
+            validations.append(accuracies_of(training.thetas, self.network, self._held_out, training.statistics))
 
         lr = student_lr if recipe.lr is None else recipe.lr
         train_fresh_networks(

@@ -13,8 +13,8 @@ from dd_lightning.functional.errors import DivergenceError, InputError, check_ra
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.real import RealSet
-from dd_lightning.training.expert_store import ExpertAccuracies, ExpertIdentity, ExpertStore
-from dd_lightning.training.parallel_networks import ParallelTraining, Passes, batching_pays, piece_of
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertState, ExpertStore
+from dd_lightning.training.parallel_networks import ParallelTraining, Passes, batching_pays, check_batches, piece_of
 from dd_lightning.training.progress import epoch_bar
 from dd_lightning.training.recipes import ExpertRecipe
 
@@ -119,7 +119,10 @@ def train_experts(
     count = together or experts_together(device.type, network.vmappable, pixels, memory)
     piece = piece_of(network, execution.micro_batch, batch, device.type, recipe.precision)
     vectorized = count > 1 and network.vmappable and batching_pays(device.type, pixels)
-    passes = Passes(network.to(device), precision=recipe.precision, vectorized=vectorized, piece=piece)
+    check_batches(network, len(real), recipe.batch_size)
+    passes = Passes(
+        network.to(device), precision=recipe.precision, vectorized=vectorized, piece=piece, running_statistics=True
+    )
     groups = [
         waiting[stored][start : start + count]
         for stored in sorted(waiting, reverse=True)  # those that are nearly done come first
@@ -178,22 +181,28 @@ class _Group:
 
     def __init__(self, job: _Job, ids: list[int]) -> None:
         self.job, self.ids = job, ids
-        store, recipe, network = job.store, job.recipe, job.passes.network
-        self.epoch = self._saved = max(0, _stored_epochs(store, ids[0]))
+        network, self.epoch = job.passes.network, max(0, _stored_epochs(job.store, ids[0]))
         self._trajectories = torch.empty(len(ids), job.epochs + 1, network.num_parameters)
-        self._accuracies = [ExpertAccuracies() for _ in ids]
-        self._momenta: list[Tensor | None] = [None for _ in ids]
-        for row, id in enumerate(ids):
-            if _stored_epochs(store, id) < 0:
-                seed = step_generator(recipe.seed, 0, f"expert-{id}/initial").initial_seed()
-                self._trajectories[row, 0] = network.initial(seed)
+        states = []
+        for id, trajectory in zip(ids, self._trajectories, strict=True):
+            if _stored_epochs(job.store, id) < 0:
+                seed = step_generator(job.recipe.seed, 0, f"expert-{id}/initial").initial_seed()
+                states.append(ExpertState(network.initial(seed)[None]))
             else:
-                self._trajectories[row, : self.epoch + 1] = store.rows(id, range(self.epoch + 1))
-                self._accuracies[row] = store.metadata(id).accuracies
-                self._momenta[row] = store.momentum(id)
-        start = self._trajectories[:, self.epoch].to(job.real.images.device)
-        self._training = ParallelTraining(job.passes, start, recipe.lr, recipe, self._momenta)
-        self._flushed = time.monotonic()
+                states.append(job.store.read(id))
+            trajectory[: self.epoch + 1] = states[-1].trajectory
+        self._accuracies = [state.accuracies for state in states]
+        self._momenta = [state.momentum for state in states]
+        self._training = ParallelTraining(
+            job.passes,
+            self._trajectories[:, self.epoch].to(job.real.images.device),
+            job.recipe.lr,
+            job.recipe,
+            self._momenta,
+            [state.statistics for state in states],
+        )
+        self._statistics = self._training.statistics.cpu()
+        self._saved, self._flushed = self.epoch, time.monotonic()
 
     def train_epoch(self, on_step: Callable[[int, int], None]) -> None:
         """Train for an epoch, keep weights and accuracies, and write the files if it is time.
@@ -228,15 +237,14 @@ class _Group:
                 )
         held_out: list[float] | list[None] = [None] * len(self.ids)
         if self.job.held_out is not None:
-            held_out = self.job.passes.accuracies(
-                weights, self.job.held_out, self.job.passes.piece or recipe.batch_size
-            )
-        for accuracies, seen, unseen in zip(
-            self._accuracies, (correct.double() / len(real)).tolist(), held_out, strict=True
-        ):
+            size = self.job.passes.piece or recipe.batch_size
+            held_out = self.job.passes.accuracies(weights, self.job.held_out, size, training.statistics)
+        train = (correct.double() / len(real)).tolist()
+        for accuracies, seen, unseen in zip(self._accuracies, train, held_out, strict=True):
             accuracies.train.append(seen)
             accuracies.held_out.append(unseen)
         self._momenta = [None if momentum is None else momentum.to("cpu", copy=True) for momentum in training.momenta]
+        self._statistics = training.statistics.cpu()
         self._trajectories[:, self.epoch + 1] = weights.cpu()
         self.epoch += 1  # last: what is flushed after an interruption is whole
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
@@ -250,12 +258,12 @@ class _Group:
         """
         if self._saved == self.epoch:
             return
-        self.job.store.write_all(
-            (id, trajectory[: self.epoch + 1], momentum, accuracies, self.job.identity, self.job.recipe.seed)
-            for id, trajectory, momentum, accuracies in zip(
-                self.ids, self._trajectories, self._momenta, self._accuracies, strict=True
-            )
-        )
+        rows = zip(self._trajectories, self._momenta, self._statistics, self._accuracies, strict=True)
+        experts = {
+            id: ExpertState(trajectory[: self.epoch + 1], momentum, statistics if len(statistics) else None, accuracies)
+            for id, (trajectory, momentum, statistics, accuracies) in zip(self.ids, rows, strict=True)
+        }
+        self.job.store.write(experts, self.job.identity, self.job.recipe.seed)
         self._saved, self._flushed = self.epoch, time.monotonic()
 
 

@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 from dd_lightning.execution.compile import Backend, Compile, compiled, compiles, laid_out, try_compile
 from dd_lightning.execution.memory import memory_model
 from dd_lightning.execution.options import MicroBatch
-from dd_lightning.execution.precision import Precision, in_precision, tensor_float
+from dd_lightning.execution.precision import Parameters, Precision, in_precision, tensor_float
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import partial_gradients_and_other
@@ -22,8 +22,11 @@ from dd_lightning.training.recipes import TrainingRecipe
 Stack = Tensor | Sequence[Tensor]
 """One tensor per network: a tensor whose first axis counts them, or a sequence of tensors of one shape."""
 
-Derivative = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(theta, images, targets) -> the gradient of the mean cross-entropy by theta, and the logits."""
+Results = tuple[Tensor, Tensor, Tensor]
+"""Gradient of the mean cross-entropy by theta, logits, and running statistics."""
+
+Derivative = Callable[[Tensor, Tensor, Tensor, Tensor], Results]
+"""Of (theta, statistics, images, targets)."""
 
 CACHE_BYTES = 36 * 2**20
 """What one pass may hold so that a processor with tens of MiB of cache need not wait for its memory: the limit was
@@ -133,6 +136,23 @@ def piece_of(
     return micro_batch
 
 
+def check_batches(network: FunctionalNetwork, images: int, batch_size: int) -> None:
+    """Refuse a data set whose last batch of an epoch would leave a batch norm one value per channel, hence no variance.
+
+    Raises:
+        InputError: If it would.
+    """
+    if not network.uses_batch_statistics or (images % batch_size or min(images, batch_size)) > 1:
+        return
+    try:
+        network(torch.zeros(network.num_parameters), torch.zeros(1, *network.image_shape))
+    except ValueError as error:  # torch's own, before it computes anything
+        raise InputError(
+            f"recipe.batch_size is {batch_size}, which leaves 1 of {images} images to the last batch, but batch norm "
+            f"in {network.name!r} needs more than one value per channel; choose another batch_size"
+        ) from error
+
+
 class Passes:
     """Forward and backward passes of K networks, each with its own flat weights ``[P]``.
 
@@ -146,11 +166,13 @@ class Passes:
         piece: The most images of each network in one pass. Longer batches are computed in pieces whose gradients are
             added: the same up to rounding, in the memory of one piece, unless the network has batch norm. None for
             whole batches.
+        running_statistics: Collect the running statistics of batch norms while the networks are trained, as networks
+            need that will be tested. Without, batch norm uses the statistics of the batch everywhere.
 
     Example:
         >>> network = FunctionalNetwork("ConvNet-1-W8", (1, 8, 8), 10)
         >>> thetas, images = [network.initial(0), network.initial(1)], torch.ones(2, 5, 1, 8, 8)
-        >>> gradients, logits = Passes(network).gradients(thetas, images, torch.zeros(2, 5, dtype=torch.int64))
+        >>> gradients, logits, _ = Passes(network).gradients(thetas, images, torch.zeros(2, 5, dtype=torch.int64))
         >>> gradients.shape, logits.shape
         (torch.Size([2, 2650]), torch.Size([2, 5, 10]))
     """
@@ -162,12 +184,13 @@ class Passes:
         precision: Precision | None = None,
         vectorized: bool = False,
         piece: int | None = None,
+        running_statistics: bool = False,
     ) -> None:
         self.network = network
+        self._running_statistics = running_statistics
         self.vectorized = vectorized
         self.piece = piece
         self._precision = precision
-        self._logits = in_precision(network, precision or "float32")
         self._eager = self._derivative()
         self._compiled: Derivative | None = None
         self._shapes: set[tuple[torch.Size, torch.dtype]] = set()
@@ -209,23 +232,23 @@ class Passes:
             return
         lengths = {len(part) for batch in images.split(batch_size) for part in batch.split(self.piece or batch_size)}
         heads = [(images[:length], targets[:length]) for length in sorted(lengths)]
-        batches = (
-            [(_repeated(i, k), _repeated(t, k)) for k in sorted(counts) for i, t in heads] if self.vectorized else heads
-        )
+        sizes = sorted(counts) if self.vectorized else [None]
+        batches = [(_repeated(some, k), _repeated(labels, k)) for k in sizes for some, labels in heads]
 
         def make() -> Derivative:
             derivative = compiled(self._eager, BACKEND)
 
-            def call(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            def call(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
                 # Compiled code is bound to strides and to gradient mode: every call has the same.
                 with torch.no_grad():
-                    found: tuple[Tensor, Tensor] = derivative(theta, laid_out(images), targets.contiguous())
+                    found: Results = derivative(theta, statistics, laid_out(images), targets.contiguous())
                 return found
 
-            theta = self.network.initial(0).to(images)
+            theta, statistics = self.network.initial(0).to(images), self.statistics(1)[0].to(images)
             with epoch_bar(f"compiling {what}", len(batches), progress_bar) as show, self._tensor_float(images.device):
                 for done, (some, labels) in enumerate(batches, 1):
-                    call(_repeated(theta, len(some)) if self.vectorized else theta, some, labels)
+                    count = len(some) if self.vectorized else None
+                    call(_repeated(theta, count), _repeated(statistics, count), some, labels)
                     show(done)
             return call
 
@@ -233,77 +256,111 @@ class Passes:
         if self._compiled is not None:
             self._shapes = {(some.shape, labels.dtype) for some, labels in batches}
 
-    def gradients(self, thetas: Stack, images: Stack, targets: Stack) -> tuple[Tensor, Tensor]:
+    def statistics(self, count: int) -> Tensor:
+        """Return the running statistics ``[K, S]`` that untrained networks begin with; ``[K, 0]`` if none are kept."""
+        kept = self.network.initial_statistics() if self._running_statistics else torch.zeros(0)
+        return kept.repeat(count, 1)
+
+    def gradients(self, thetas: Stack, images: Stack, targets: Stack, statistics: Stack | None = None) -> Results:
         """Return each network's gradient of the mean cross-entropy of its own batch, without a graph.
 
         Args:
             thetas: Weights, ``[K, P]``.
             images: Batches, ``[K, B, C, H, W]``.
             targets: Class indices ``[K, B]`` or label logits ``[K, B, classes]``.
+            statistics: Running statistics ``[K, S]`` before the pass; None keeps none.
 
         Returns:
-            Gradients ``[K, P]`` and logits ``[K, B, classes]``.
+            Gradients ``[K, P]``, logits ``[K, B, classes]`` and running statistics ``[K, S]`` after the pass.
         """
+        if statistics is None:
+            statistics = images[0].new_zeros(len(thetas), 0)
         if self.vectorized:
-            return self._in_pieces(_stacked(thetas), _stacked(images), _stacked(targets))
-        each = [self._in_pieces(*one) for one in zip(thetas, images, targets, strict=True)]
-        gradients, logits = zip(*each, strict=True)
-        return torch.stack(gradients), torch.stack(logits)
+            return self._in_pieces(_stacked(thetas), _stacked(statistics), _stacked(images), _stacked(targets))
+        each = [self._in_pieces(*one) for one in zip(thetas, statistics, images, targets, strict=True)]
+        gradients, logits, moved = zip(*each, strict=True)
+        return torch.stack(gradients), torch.stack(logits), torch.stack(moved)
 
     @torch.no_grad()
-    def logits(self, thetas: Stack, images: Tensor) -> Tensor:
-        """Return the logits ``[K, B, classes]`` of every network on the same images, ``[B, C, H, W]``."""
+    def logits(self, thetas: Stack, images: Tensor, statistics: Stack | None = None) -> Tensor:
+        """Return the logits ``[K, B, classes]`` of every network on the same images, ``[B, C, H, W]``.
+
+        Batch norms use the networks' running statistics ``[K, S]``; without any, those of the batch.
+        """
+
+        def logits(theta: Tensor, statistics: Tensor) -> Tensor:
+            def tested(theta: Parameters, images: Tensor) -> Tensor:
+                return self.network.test_pass(theta, statistics, images)
+
+            return in_precision(tested, self._precision or "float32")(theta, images)
+
+        if statistics is None:
+            statistics = images.new_zeros(len(thetas), 0)
         with self._tensor_float(images.device):
             if self.vectorized:
-                logits: Tensor = vmap(self._logits, in_dims=(0, None))(_stacked(thetas), images)
-                return logits
-            return torch.stack([self._logits(theta, images) for theta in thetas])
+                every: Tensor = vmap(logits)(_stacked(thetas), _stacked(statistics))
+                return every
+            return torch.stack([logits(*one) for one in zip(thetas, statistics, strict=True)])
 
-    def accuracies(self, thetas: Stack, held_out: RealSet, batch: int) -> list[float]:
-        """Return the top-1 accuracy of every network on held-out data, in [0, 1]; ``batch`` images per pass."""
+    def accuracies(self, thetas: Stack, held_out: RealSet, batch: int, statistics: Stack | None = None) -> list[float]:
+        """Return the top-1 accuracy of every network on held-out data, in [0, 1].
+
+        Args:
+            thetas: Weights, ``[K, P]``.
+            held_out: The data.
+            batch: Images per pass.
+            statistics: As for :meth:`logits`.
+        """
         correct = torch.zeros(len(thetas), device=held_out.images.device)
         for images, labels in zip(held_out.images.split(batch), held_out.labels.split(batch), strict=True):
-            correct += (self.logits(thetas, images).argmax(2) == labels).sum(1)
+            correct += (self.logits(thetas, images, statistics).argmax(2) == labels).sum(1)
         accuracies: list[float] = (correct.double() / len(held_out)).tolist()
         return accuracies
 
     def _derivative(self) -> Derivative:
-        network = self._logits
+        network, precision = self.network, self._precision or "float32"
 
-        def loss(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            logits = network(theta, images)
-            return classification_loss(logits, targets), logits
+        def loss(
+            theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            def forward(theta: Parameters, images: Tensor) -> Tensor:
+                nonlocal statistics
+                logits, statistics = network.training_pass(theta, statistics, images)
+                return logits
 
-        def one(theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            logits = in_precision(forward, precision)(theta, images)
+            return classification_loss(logits, targets), (logits, statistics)
+
+        def one(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
             with torch.no_grad():  # leaves no graph
-                (gradient,), logits = partial_gradients_and_other(
-                    lambda parts: loss(parts[0], images, targets), [theta], [0]
+                (gradient,), (logits, moved) = partial_gradients_and_other(
+                    lambda parts: loss(parts[0], statistics, images, targets), [theta], [0]
                 )
-            return gradient, logits.detach()
+            return gradient, logits.detach(), moved
 
-        def all_at_once(thetas: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            both: tuple[Tensor, Tensor] = vmap(grad(loss, has_aux=True))(thetas, images, targets)
-            return both
+        def all_at_once(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
+            gradient, (logits, moved) = vmap(grad(loss, has_aux=True))(theta, statistics, images, targets)
+            return gradient, logits, moved
 
         return all_at_once if self.vectorized else one
 
-    def _in_pieces(self, theta: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _in_pieces(self, theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
         """Weigh the pieces' mean gradients by their lengths: the sum is the gradient of the whole batch's mean."""
         axis = 1 if self.vectorized else 0
         theta, images, targets, length = theta.detach(), images.detach(), targets.detach(), images.shape[axis]
         with self._tensor_float(images.device):
             if self.piece is None or self.piece >= length:
-                return self._of(images, targets)(theta, images, targets)
+                return self._of(images, targets)(theta, statistics, images, targets)
             total: Tensor | None = None
             outputs = []
             for part, labels in zip(images.split(self.piece, axis), targets.split(self.piece, axis), strict=True):
-                gradient, logits = self._of(part, labels)(theta, part, labels)
+                gradient, logits, statistics = self._of(part, labels)(theta, statistics, part, labels)
                 share = part.shape[axis] / length
                 total = gradient * share if total is None else total.add_(gradient, alpha=share)
                 outputs.append(logits)
         if total is None:
             raise ValueError("an empty batch has no mean")
-        return total, torch.cat(outputs, axis)
+        return total, torch.cat(outputs, axis), statistics
 
     def _tensor_float(self, device: torch.device) -> AbstractContextManager[None]:
         return nullcontext() if self._precision is None else tensor_float(self._precision, device)
@@ -322,9 +379,11 @@ class ParallelTraining:
         lr: Learning rate.
         recipe: Momentum and weight decay.
         momenta: What SGD has carried on from earlier steps, K vectors ``[P]``, which are copied, or None.
+        statistics: Running statistics from earlier steps, K vectors ``[S]``, or None.
 
     Attributes:
         thetas: The networks' weights, K vectors ``[P]`` that change in place.
+        statistics: Their running statistics, ``[K, S]``.
     """
 
     def __init__(
@@ -334,8 +393,13 @@ class ParallelTraining:
         lr: float,
         recipe: TrainingRecipe,
         momenta: Iterable[Tensor | None] | None = None,
+        statistics: Iterable[Tensor | None] | None = None,
     ) -> None:
         self.thetas = [theta.detach().clone() for theta in thetas]
+        self.statistics = passes.statistics(len(self.thetas)).to(self.thetas[0])
+        for row, kept in enumerate(statistics or ()):
+            if kept is not None:
+                self.statistics[row] = kept
         self._passes = passes
         self._sgd = torch.optim.SGD(self.thetas, lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         for theta, momentum in zip(self.thetas, momenta or [None] * len(self.thetas), strict=True):
@@ -355,7 +419,7 @@ class ParallelTraining:
 
     def step(self, images: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Take one SGD step with every network on its own batch; return the logits ``[K, B, classes]`` before it."""
-        gradients, logits = self._passes.gradients(self.thetas, images, targets)
+        gradients, logits, self.statistics = self._passes.gradients(self.thetas, images, targets, self.statistics)
         for theta, gradient in zip(self.thetas, gradients, strict=True):
             theta.grad = gradient
         self._sgd.step()
@@ -366,5 +430,5 @@ def _stacked(parts: Stack) -> Tensor:
     return parts if isinstance(parts, Tensor) else torch.stack(list(parts))
 
 
-def _repeated(part: Tensor, count: int) -> Tensor:
-    return part.repeat(count, *(1 for _ in part.shape))
+def _repeated(part: Tensor, count: int | None) -> Tensor:
+    return part if count is None else part.repeat(count, *(1 for _ in part.shape))

@@ -41,11 +41,11 @@ from tests.small import Cli
             "--model.pool.num_experts 9 --model.pool.train_missing false",
             r"too small \(4 experts\): the pool needs 9 experts of 3 epochs; .*lower num_experts",
         ),
-        ("--model.pool.recipe.lr -1", r"expert lr is -1\.0, it must be above 0"),
+        ("--model.pool.recipe.lr -1", r"recipe\.lr is -1; it must be above 0"),
         ("--model.network Foo", r"unknown network 'Foo': use one of AlexNet, ConvNet-"),
         ("--evaluation.networks [Foo]", r"unknown network 'Foo': use one of AlexNet, ConvNet-"),
         ("--evaluation.recipe foo", r"unknown evaluation recipe 'foo'; choose one of idc, mtt"),
-        ("--evaluation.epochs 0", r"epochs 0 and batch_size 256; both must be >= 1"),
+        ("--evaluation.epochs 0", r"recipe\.epochs is 0; it must be at least 1"),
         ("--evaluation.split val", r"split is 'val', but val_fraction is 0, .*set val_fraction above 0"),
         ("--data.val_fraction 2", r"val_fraction is 2; it must be at least 0 and below 1"),
         (

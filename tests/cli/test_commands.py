@@ -197,14 +197,14 @@ def test_precision_compile_and_pieces_of_experts_are_options(cli: Cli) -> None:
     options = ["--network", small.NETWORK, "--num_experts", "1", "--epochs", "1", "--device", "cpu"]
     options += ["--recipe.lr", "0.05"]
     low = ["--path", "low", "--recipe.precision", "bfloat16"]
-    cli("experts", *options, *low, "--recipe.compile", "auto", "--recipe.micro_batch", "32")
+    cli("experts", *options, *low, "--execution.compile", "auto", "--execution.micro_batch", "32")
     written = ExpertStore(cli.folder / "low")
     assert written.metadata(0).identity.recipe["precision"] == "bfloat16"
     before = small.contents(cli.folder / "low")
     first = cli.store / "expert_00000.safetensors"
     assert before["expert_00000.safetensors"] != first.read_bytes()
     # fit reads and trains the same ones
-    recipe = ["--model.pool.recipe.precision", "bfloat16", "--model.pool.recipe.micro_batch", "32"]
+    recipe = ["--model.pool.recipe.precision", "bfloat16", "--model.pool.execution.micro_batch", "32"]
     more = ["--model.pool.num_experts", "2", "--model.pool.max_start_epoch", "1", "--selection", "null"]
     cli.fit("--model.pool.path", "low", *recipe, *more, "--trainer.max_steps", "1", "--evaluation", "null")
     assert written.ids() == [0, 1]

@@ -14,7 +14,7 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools import PoolSetup, TrajectoryPool
 from dd_lightning.sets.atomic_write import write_atomically
-from dd_lightning.training.expert_store import ExpertAccuracies, ExpertIdentity, ExpertStore
+from dd_lightning.training.expert_store import ExpertAccuracies, ExpertIdentity, ExpertState, ExpertStore
 from dd_lightning.training.experts import train_experts
 from dd_lightning.training.recipes import ExpertRecipe
 from tests import small
@@ -37,7 +37,7 @@ def trajectory(epochs: int = 2) -> Tensor:
 @pytest.fixture
 def store(tmp_path: Path) -> ExpertStore:
     store = ExpertStore(tmp_path / "deep" / "experts")
-    store.write(3, trajectory(), None, ACCURACIES, IDENTITY, seed=5)
+    store.write({3: ExpertState(trajectory(), accuracies=ACCURACIES)}, IDENTITY, seed=5)
     return store
 
 
@@ -53,7 +53,10 @@ def test_round_trip_is_exact(store: ExpertStore) -> None:
     assert torch.equal(store.rows(3, [0, 1, 2]), trajectory())
     assert torch.equal(store.rows(3, [2, 0, 2]), trajectory()[[2, 0, 2]])
     assert store.rows(3, []).shape == (0, 8)
-    assert store.momentum(3) is None
+    state = store.read(3)
+    assert torch.equal(state.trajectory, trajectory())
+    assert state.momentum is state.statistics is None
+    assert state.accuracies == ACCURACIES
     metadata = store.metadata(3)
     assert metadata.seed == 5
     assert metadata.accuracies == ACCURACIES
@@ -61,18 +64,20 @@ def test_round_trip_is_exact(store: ExpertStore) -> None:
     assert metadata.identity.parameter_shapes == [[2, 3], [2]]
 
 
-def test_momentum_is_kept(store: ExpertStore) -> None:
-    momentum = torch.arange(8.0) / 7
-    store.write(4, trajectory(), momentum, ACCURACIES, IDENTITY, seed=5)
-    kept = store.momentum(4)
-    assert kept is not None
-    assert torch.equal(kept, momentum)
+def test_momentum_and_statistics_are_kept(store: ExpertStore) -> None:
+    momentum, statistics = torch.arange(8.0) / 7, torch.arange(6.0)
+    store.write({4: ExpertState(trajectory(), momentum, statistics, ACCURACIES)}, IDENTITY, seed=5)
+    state = store.read(4)
+    assert state.momentum is not None
+    assert state.statistics is not None
+    assert torch.equal(state.momentum, momentum)
+    assert torch.equal(state.statistics, statistics)
     assert store.ids() == [3, 4]
 
 
 def test_equal_content_is_equal_bytes(store: ExpertStore) -> None:
     before = store.file(3).read_bytes()
-    store.write(3, trajectory(), None, ACCURACIES, IDENTITY, seed=5)
+    store.write({3: ExpertState(trajectory(), accuracies=ACCURACIES)}, IDENTITY, seed=5)
     assert store.file(3).read_bytes() == before
 
 
@@ -116,7 +121,7 @@ def test_rows_reads_only_the_rows_it_is_asked_for(store: ExpertStore, monkeypatc
             read.append(tensor)
             return tensor
 
-    store.write(0, trajectory(50), None, ACCURACIES, IDENTITY, seed=5)
+    store.write({0: ExpertState(trajectory(50))}, IDENTITY, seed=5)
     monkeypatch.setattr(safetensors, "safe_open", Watched)
     assert torch.equal(store.rows(0, [40, 7]), trajectory(50)[[40, 7]])
     assert store.epochs(0) == 50
@@ -172,7 +177,7 @@ def test_check_names_file_field_and_both_values(
 
 def test_check_looks_at_every_file(store: ExpertStore) -> None:
     other = dataclasses.replace(IDENTITY, fingerprint="other")
-    store.write(8, trajectory(), None, ACCURACIES, other, seed=5)
+    store.write({8: ExpertState(trajectory())}, other, seed=5)
     with pytest.raises(InputError, match=r"expert_00008\.safetensors"):
         store.check(IDENTITY)
     with pytest.raises(InputError, match=r"expert_00003\.safetensors"):
@@ -212,10 +217,10 @@ def test_leftovers_are_passed_over(store: ExpertStore) -> None:
 
 
 def test_write_refuses_other_shapes(store: ExpertStore) -> None:
-    with pytest.raises(InputError, match=r"trajectory has shape \[3, 7\], network Tiny needs \[epochs \+ 1, 8\]"):
-        store.write(0, torch.zeros(3, 7), None, ACCURACIES, IDENTITY, seed=0)
-    with pytest.raises(InputError, match=r"momentum has shape \[7\], network Tiny needs \[8\]"):
-        store.write(0, torch.zeros(3, 8), torch.zeros(7), ACCURACIES, IDENTITY, seed=0)
+    with pytest.raises(InputError, match=r"trajectory has shape \[3, 7\], but network Tiny has 8 parameters"):
+        store.write({0: ExpertState(torch.zeros(3, 7))}, IDENTITY, seed=0)
+    with pytest.raises(InputError, match=r"momentum has shape \[7\], but network Tiny has 8 parameters"):
+        store.write({0: ExpertState(torch.zeros(3, 8), torch.zeros(7))}, IDENTITY, seed=0)
     assert store.ids() == [3]
 
 
@@ -229,7 +234,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(store: ExpertStore, monk
     with pytest.raises(
         InputError, match=r"cannot write .*expert_00003.*No space left on device; free some space"
     ) as error:
-        store.write(3, trajectory(4), None, ACCURACIES, IDENTITY, seed=5)
+        store.write({3: ExpertState(trajectory(4))}, IDENTITY, seed=5)
     one_line(error)
     assert store.file(3).read_bytes() == before
     assert [entry.name for entry in store.path.iterdir()] == ["expert_00003.safetensors"]
@@ -293,14 +298,14 @@ def test_of_several_files_none_is_replaced_unless_all_are_written(
         if calls == 2:
             raise OSError(28, "No space left on device")
 
-    experts = [(id, trajectory(4), None, ACCURACIES, IDENTITY, 5) for id in (3, 4)]
+    experts = {id: ExpertState(trajectory(4)) for id in (3, 4)}
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full_at_the_second)
         with pytest.raises(InputError, match=r"cannot write .*expert_00004"):
-            store.write_all(experts)
+            store.write(experts, IDENTITY, 5)
     assert store.file(3).read_bytes() == before
     assert [entry.name for entry in store.path.iterdir()] == ["expert_00003.safetensors"]
-    store.write_all(experts)
+    store.write(experts, IDENTITY, 5)
     assert [store.epochs(id) for id in store.ids()] == [4, 4]
 
 

@@ -2,7 +2,7 @@ import io
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,10 +20,10 @@ from dd_lightning.execution.options import Execution
 from dd_lightning.functional.augment import DSA, augment
 from dd_lightning.functional.errors import DistillationError, DivergenceError, InputError
 from dd_lightning.functional.random import step_generator
-from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.networks import FunctionalNetwork, build_network
 from dd_lightning.sets.real import RealSet
 from dd_lightning.training import parallel_networks
-from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertState, ExpertStore
 from dd_lightning.training.experts import experts_together, train_experts
 from dd_lightning.training.parallel_networks import ParallelTraining
 from dd_lightning.training.recipes import ExpertRecipe
@@ -139,7 +139,7 @@ def test_trajectories_are_those_of_a_plain_training_loop(
         assert torch.equal(store.rows(id, [0])[0], rows[0])
         assert store.metadata(id).accuracies.train == pytest.approx(accuracies, abs=1.5 / COUNT)
         assert store.metadata(id).accuracies.held_out == [None] * 5
-        assert (store.momentum(id) is not None) == (recipe.momentum > 0)
+        assert (store.read(id).momentum is not None) == (recipe.momentum > 0)
 
 
 def test_experts_learn_and_differ(train: Train, network: FunctionalNetwork) -> None:
@@ -202,12 +202,11 @@ def test_files_are_written_every_minute_and_at_the_end(train: Train, monkeypatch
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     written: list[int] = []
-    write = ExpertStore.write_all
+    write = ExpertStore.write
 
-    def record(self: ExpertStore, experts: Iterable[Any]) -> None:
-        experts = list(experts)
-        written.extend(len(expert[1]) - 1 for expert in experts)
-        write(self, experts)
+    def record(self: ExpertStore, experts: Mapping[int, ExpertState], *rest: Any) -> None:  # noqa: ANN401
+        written.extend(len(expert.trajectory) - 1 for expert in experts.values())
+        write(self, experts, *rest)
 
     begin = training._Group.train_epoch
 
@@ -216,7 +215,7 @@ def test_files_are_written_every_minute_and_at_the_end(train: Train, monkeypatch
         now += 25
         begin(self, *arguments)
 
-    monkeypatch.setattr(ExpertStore, "write_all", record)
+    monkeypatch.setattr(ExpertStore, "write", record)
     monkeypatch.setattr(training._Group, "train_epoch", tick)
     train("a", 1, 7)
     assert written == [3, 6, 7]  # 75 s, 150 s, the end
@@ -532,3 +531,40 @@ def test_out_of_memory_is_one_line_and_loses_no_finished_epoch(
     assert stores["short"].epochs(0) == 2
     train_experts(network, REAL, stores["short"], identity, MOMENTUM, 1, 3, **options)
     assert stores["short"].file(0).read_bytes() == stores["whole"].file(0).read_bytes()
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_batch_norms_are_tested_with_running_statistics_that_a_continuation_carries_on(
+    tmp_path: Path, together: int
+) -> None:
+    name, recipe = "ConvNet-1-W4-BN", replace(MOMENTUM, augmentation="none")
+    network = FunctionalNetwork(name, SHAPE, CLASSES)
+    stores = {name: ExpertStore(tmp_path / name) for name in ("whole", "parts")}
+
+    def train(store: ExpertStore, epochs: int) -> None:
+        identity = ExpertIdentity.of(network, recipe, epochs, fingerprint="f", dataset="patterns")
+        options: dict[str, Any] = {"held_out": HELD_OUT, "progress_bar": False, "together": together}
+        train_experts(network, REAL, store, identity, recipe, 2, epochs, **options)
+
+    train(stores["whole"], 3)
+    for epochs in (1, 3):
+        train(stores["parts"], epochs)
+    for id in range(2):
+        assert stores["parts"].file(id).read_bytes() == stores["whole"].file(id).read_bytes()
+        # torch's own module on the same batches
+        module = build_network(name, SHAPE[0], CLASSES, SHAPE[1:]).train()
+        nn.utils.vector_to_parameters(stores["whole"].rows(id, [0])[0], module.parameters())
+        sgd = torch.optim.SGD(module.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+        for epoch in range(3):
+            module.train()
+            order = torch.randperm(COUNT, generator=step_generator(recipe.seed, epoch, f"expert-{id}/batches"))
+            for rows in order.split(recipe.batch_size):
+                sgd.zero_grad()
+                nn.functional.cross_entropy(module(REAL.images[rows]), REAL.labels[rows]).backward()
+                sgd.step()
+            right = (module.eval()(HELD_OUT.images).argmax(1) == HELD_OUT.labels).double().mean()
+            assert stores["whole"].metadata(id).accuracies.held_out[epoch] == pytest.approx(float(right), abs=1.5 / 40)
+        state, buffers = stores["whole"].read(id), dict(module.named_buffers())
+        assert state.statistics is not None
+        running = torch.cat([buffer for name, buffer in buffers.items() if "running" in name])
+        torch.testing.assert_close(state.statistics, running, rtol=1e-4, atol=1e-4)

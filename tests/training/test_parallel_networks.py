@@ -47,8 +47,8 @@ def test_both_modes_give_the_gradient_of_the_mean_cross_entropy(
     stacks: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     thetas, images, labels = stacks
-    at_once, logits_at_once = Passes(network, vectorized=True).gradients(thetas, images, labels)
-    in_turn, logits_in_turn = Passes(network, vectorized=False).gradients(thetas, images, labels)
+    at_once, logits_at_once, _ = Passes(network, vectorized=True).gradients(thetas, images, labels)
+    in_turn, logits_in_turn, _ = Passes(network, vectorized=False).gradients(thetas, images, labels)
     torch.testing.assert_close(at_once, in_turn, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(logits_at_once, logits_in_turn, rtol=1e-12, atol=1e-12)
     leaf = thetas[1].clone().requires_grad_()
@@ -63,11 +63,11 @@ def test_both_modes_give_the_gradient_of_the_mean_cross_entropy(
 def test_soft_labels_are_logits(stacks: tuple[Tensor, Tensor, Tensor], vectorized: bool) -> None:
     thetas, images, labels = stacks
     certain = 1e4 * torch.nn.functional.one_hot(labels, CLASSES).double()  # its softmax is 0 and 1
-    hard, _ = Passes(network, vectorized=vectorized).gradients(thetas, images, labels)
-    soft, _ = Passes(network, vectorized=vectorized).gradients(thetas, images, certain)
+    hard, *_ = Passes(network, vectorized=vectorized).gradients(thetas, images, labels)
+    soft, *_ = Passes(network, vectorized=vectorized).gradients(thetas, images, certain)
     torch.testing.assert_close(soft, hard, rtol=1e-12, atol=1e-12)
     logits = certain.sin()
-    mixed, _ = Passes(network, vectorized=vectorized).gradients(thetas, images, logits)
+    mixed, *_ = Passes(network, vectorized=vectorized).gradients(thetas, images, logits)
     leaf = thetas[0].clone().requires_grad_()
     (expected,) = torch.autograd.grad(cross_entropy(network(leaf, images[0]), logits[0].softmax(1)), leaf)
     torch.testing.assert_close(mixed[0], expected, rtol=1e-12, atol=1e-12)
@@ -79,8 +79,8 @@ def test_gradients_come_without_a_graph_even_where_gradients_are_off(
 ) -> None:
     thetas, images, labels = stacks
     with torch.no_grad():
-        off, _ = Passes(network, vectorized=vectorized).gradients(thetas, images, labels)
-    on, logits = Passes(network, vectorized=vectorized).gradients(
+        off, *_ = Passes(network, vectorized=vectorized).gradients(thetas, images, labels)
+    on, logits, _ = Passes(network, vectorized=vectorized).gradients(
         thetas.requires_grad_(), images.requires_grad_(), labels
     )
     assert torch.equal(on, off)
@@ -92,8 +92,8 @@ def test_gradients_come_without_a_graph_even_where_gradients_are_off(
 def test_sequences_are_stacks(stacks: tuple[Tensor, Tensor, Tensor]) -> None:
     thetas, images, labels = stacks
     for vectorized in (True, False):
-        whole, _ = Passes(network, vectorized=vectorized).gradients(thetas, images, labels)
-        parts, _ = Passes(network, vectorized=vectorized).gradients(list(thetas), list(images), list(labels))
+        whole, *_ = Passes(network, vectorized=vectorized).gradients(thetas, images, labels)
+        parts, *_ = Passes(network, vectorized=vectorized).gradients(list(thetas), list(images), list(labels))
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
 
 
