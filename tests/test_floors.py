@@ -1,9 +1,12 @@
 """Imports only go down, and Lightning stays at the top."""
 
 import ast
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from dd_lightning.objectives import MatchingObjective
 
 PACKAGE = Path(__file__).parents[1] / "dd_lightning"
 ROOMS = (
@@ -50,3 +53,10 @@ def test_the_package_root_is_small() -> None:
     assert {room(path) for path in FILES} <= set(ROOMS)
     assert len(entries) <= 17
     assert sum(entry.is_file() for entry in entries) <= 6
+
+
+def test_interfaces_are_small() -> None:
+    options = {field.name for field in fields(MatchingObjective)}
+    members = {name for name in dir(MatchingObjective) if not name.startswith("_")} - options
+    assert len(members) <= 12
+    assert options == {"execution"}

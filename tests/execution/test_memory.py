@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-import dd_lightning.cli as cli_module
+import dd_lightning.cli.main as cli_module
 from dd_lightning.callbacks import evaluation
 from dd_lightning.execution.memory import (
     GIB,
@@ -214,6 +214,29 @@ def test_a_classwise_step_needs_what_is_estimated(objective: ClasswiseMatching) 
     several = step.plan(3)
     statistics = objective.statistics(step.network, step.candidate.theta, step.real.images[:2], step.real.labels[:2])
     assert several.total - estimated.total == 3 * CLASSES * sum(s.nbytes for s in statistics)
+
+
+@pytest.mark.parametrize("micro_batch", [3, 5])
+def test_a_class_in_pieces_needs_what_is_estimated(micro_batch: int) -> None:
+    options: dict[str, Any] = {"batch_real": 24, "batch_syn": 8, "augmentation": "none"}
+    whole = Step(BidirectionalMatching(sampling="shuffled", **options))
+    pieces = Step(BidirectionalMatching(sampling="shuffled", execution=Execution(micro_batch=micro_batch), **options))
+    estimated, needed = pieces.plan(), max(pieces.live(number) for number in range(2))
+    assert estimated.parts[-1].note == f"24 real and 8 synthetic images, at most {micro_batch} at once"
+    assert 0.95 * needed < estimated.total < 1.4 * needed
+    assert needed < 0.7 * whole.live()
+
+
+def test_the_runs_execution_is_used_where_an_objective_has_none_of_its_own() -> None:
+    run, own = Execution(micro_batch=None), Execution(micro_batch=7)
+    for execution, note in ((None, "24 in one piece"), (own, "24 in 4 pieces of 7")):
+        step = Step(TrajectoryMatching(syn_steps=2, execution=execution))
+        assert note in step.objective.plan_memory(Workload(step.network, 24), run).parts[-1].note
+    step = Step(GradientMatching(batch_real=8))
+    step.objective.plan_memory(Workload(step.network, 24), run)
+    exact = step()
+    step.objective.plan_memory(Workload(step.network, 24), Execution(precision="bfloat16"))
+    assert 1e-3 < float((step() - exact).norm() / exact.norm()) < 0.3
 
 
 def test_candidates_are_scored_together_where_that_pays_and_fits() -> None:
@@ -493,6 +516,6 @@ def test_micro_batches_of_a_batch_norm_are_refused_in_one_line(cli: Cli) -> None
     )
     assert not (cli.folder / "new").exists()
     one_step = ("--trainer.max_steps", "1", "--evaluation", "null")
-    cli.fit(*options, *one_step, "--name", "null", "--model.objective.execution.micro_batch", "null")
+    cli.fit(*options, *one_step, "--name", "null", "--model.objective.execution", "{micro_batch: null}")
     cli.fit(*options, *one_step, "--name", "auto", "--model.objective.execution.memory_gb", "1e-6")
     assert small.same(cli.learned(name="null"), cli.learned(name="auto"))
