@@ -1,10 +1,12 @@
 """Imports only go down, and Lightning stays at the top."""
 
 import ast
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from dd_lightning.objectives import MatchingObjective
 from dd_lightning.pools import CandidatePool
 
 PACKAGE = Path(__file__).parents[1] / "dd_lightning"
@@ -67,3 +69,10 @@ def test_the_package_root_is_small() -> None:
 def test_a_pool_has_few_members() -> None:
     members = {name for name in vars(CandidatePool) if not name.startswith("_")}
     assert len(members | set(CandidatePool.__annotations__)) <= 10
+
+
+def test_interfaces_are_small() -> None:
+    options = {field.name for field in fields(MatchingObjective)}
+    members = {name for name in dir(MatchingObjective) if not name.startswith("_")} - options
+    assert len(members) <= 12
+    assert options == {"execution"}

@@ -411,11 +411,11 @@ def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: P
         (small.network_module({"num_networks": 2}, factor=2), "pool holds 2 networks, but the checkpoint's run has 1"),
         (
             small.module(store, factor=2),
-            "TrajectoryMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool; resume with",
+            "TrajectoryMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool",
         ),
         (
             small.module(store, factor=2, objective=GradientMatching(batch_real=8)),
-            "GradientMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool; resume with",
+            "GradientMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool",
         ),
     ):
         with pytest.raises(InputError, match=message):

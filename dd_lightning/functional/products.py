@@ -1,17 +1,17 @@
 """First- and second-order derivatives of a training loss: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
+from torch.utils._pytree import tree_map
+
+Other = TypeVar("Other")
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta [P], images [B, ...], targets [B] or [B, C]) -> the batch's mean loss, a scalar."""
-
-Other = TypeVar("Other")
 
 Order = Literal["reverse_over_reverse", "forward_over_reverse", "reverse_over_forward"]
 """How second derivatives are evaluated; the numbers are the same.
@@ -58,7 +58,11 @@ class DifferentiatedLoss(NamedTuple):
 def differentiated(loss: Loss, order: Order = "reverse_over_reverse") -> DifferentiatedLoss:
     """Return the eager derivatives of a loss, those of second order evaluated in ``order``."""
     return DifferentiatedLoss(
-        partial(gradient, loss), partial(gradients, loss), partial(gradient_products, loss, order=order)
+        lambda theta, images, targets: gradient(loss, theta, images, targets),
+        lambda thetas, images, targets: gradients(loss, thetas, images, targets),
+        lambda theta, images, targets, tangent, wrt_targets: gradient_products(
+            loss, theta, images, targets, tangent, wrt_targets, order
+        ),
     )
 
 
@@ -126,13 +130,18 @@ def partial_gradients(
         >>> g.item(), torch.autograd.grad(g, x, torch.tensor(10.0))[0].item()
         (12.0, 60.0)
     """
-    return partial_gradients_and_other(lambda full: (loss(full), ()), parts, wanted)[0]
+
+    def twice(full: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        value = loss(full)
+        return value, value
+
+    return partial_gradients_and_other(twice, parts, wanted)[0]
 
 
 def partial_gradients_and_other(
     loss: Callable[[Sequence[Tensor]], tuple[Tensor, Other]], parts: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[tuple[Tensor, ...], Other]:
-    """Return :func:`partial_gradients`, and whatever else the loss returns beside its value."""
+    """Return :func:`partial_gradients`, and the tensors that the loss returns beside its value."""
     if torch.compiler.is_compiling():
         # The same numbers in the form that torch.compile can differentiate again, within what it compiles.
         def of_wanted(chosen: tuple[Tensor, ...]) -> tuple[Tensor, Other]:
@@ -148,7 +157,9 @@ def partial_gradients_and_other(
         leaves[index].requires_grad_()
     with torch.enable_grad():
         value, other = loss(leaves)
-        return torch.autograd.grad(value, [leaves[i] for i in wanted], create_graph=create_graph), other
+        derivatives = torch.autograd.grad(value, [leaves[i] for i in wanted], create_graph=create_graph)
+    detached: Other = tree_map(Tensor.detach, other)
+    return derivatives, other if create_graph else detached
 
 
 def _double_backward(

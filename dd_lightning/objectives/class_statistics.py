@@ -47,34 +47,20 @@ class ClassBatch(NamedTuple):
     real_targets: Tensor
     rows: Tensor
     targets: Tensor
-    augmentation: tuple[AugmentationDraw, ...]
-
-
-class _Functions(NamedTuple):
-    """Pure functions of (theta, images, targets, ...), without a graph in what they return: eager or compiled.
-
-    Attributes:
-        statistics: The statistics s.
-        matched: (..., real statistics) -> the loss's gradient by the images, and its terms.
-        pulled_back: (..., a) -> d(a . s)/dx.
-    """
-
-    statistics: Compute
-    matched: Callable[[Tensor, Tensor, Tensor, Statistics], tuple[Tensor, Terms]]
-    pulled_back: Callable[[Tensor, Tensor, Tensor, Statistics], Tensor]
+    augmentation: tuple[AugmentationDraw, ...] = ()
 
 
 class ClassMatching:
-    """Computes what one class contributes to a loss, and to the loss's gradient by the synthetic images.
+    """Computes a class's loss, and its gradient by the synthetic images: d(a . s)/dx.
 
-    A batch above an explicit ``execution.micro_batch`` passes through the network in pieces, which statistics that are
-    means over a batch allow; ``auto`` never cuts a class.
+    s are the synthetic statistics and a is the derivative of the loss by them. A batch above an explicit
+    ``execution.micro_batch`` passes through the network in pieces; ``auto`` never cuts a class.
 
     Args:
         network: The architecture.
         execution: How it is computed.
-        statistics: (network, theta, images, targets) -> statistics; a pure function that torch.compile can read.
-        terms: The comparison, a pure function.
+        statistics: (network, theta, images, targets) -> statistics, as the objective defines them.
+        terms: Their comparison, as the objective defines it.
         batch_real: Real images of a class.
         batch_syn: The most synthetic images of a class.
     """
@@ -105,7 +91,7 @@ class ClassMatching:
     # Augmentation is differentiated here: eagerly, and never in pieces
 
     def compared(self, theta: Tensor, images: Tensor, batch: ClassBatch) -> tuple[Statistics, Terms]:
-        """Return a, the derivatives of a class's loss by its synthetic statistics s, and the terms of the loss.
+        """Return a, and the terms of the loss.
 
         Args:
             theta: The candidate's parameters, [P].
@@ -114,11 +100,11 @@ class ClassMatching:
         """
         with tensor_float(self.execution.precision, theta.device):
             real = self._functions.statistics(theta, batch.real, batch.real_targets)
-            own = augment_in_turn(images[batch.rows], batch.augmentation)
-            return _compared(self._terms, self._functions.statistics(theta, own, batch.targets), real)
+            augmented = augment_in_turn(images[batch.rows], batch.augmentation)
+            return _compared(self._terms, self._functions.statistics(theta, augmented, batch.targets), real)
 
     def matched(self, theta: Tensor, images: Tensor, batch: ClassBatch) -> tuple[Tensor, Terms]:
-        """Return the gradient of a class's loss by its images, and the terms of the loss."""
+        """Return the gradient by the class's images, and the terms of the loss."""
         with tensor_float(self.execution.precision, theta.device), torch.enable_grad():
             real = self._functions.statistics(theta, batch.real, batch.real_targets)
             own = images[batch.rows].requires_grad_()
@@ -127,7 +113,7 @@ class ClassMatching:
             return torch.autograd.grad(augmented, own, gradient)[0], terms
 
     def pulled_back(self, theta: Tensor, images: Tensor, batch: ClassBatch, a: Statistics) -> Tensor:
-        """Return d(a . s)/dx: the gradient that :meth:`matched` returns, from what :meth:`compared` has."""
+        """Return the gradient by the class's images, from the a that :meth:`compared` returned."""
         with tensor_float(self.execution.precision, theta.device), torch.enable_grad():
             own = images[batch.rows].requires_grad_()
             augmented = augment_in_turn(own, batch.augmentation)
@@ -144,32 +130,28 @@ class ClassMatching:
 
         NOTE: What the pool does between two steps and the choice of representatives are not in it.
         """
-        network, shape, per_class = self.network, self.network.image_shape, work.images // self.network.num_classes
-        counts = (self.batch_real, min(self.batch_syn, per_class))
-        self._several = work.candidates > 1
+        network, shape = self.network, self.network.image_shape
+        counts = [self.batch_real, min(self.batch_syn, work.images // network.num_classes)]
+        for count in counts:
+            network.check_pieces(self._piece, count)
+        theta, self._several = torch.zeros(network.num_parameters), work.candidates > 1
 
         def probe(real: int, synthetic: int) -> None:
-            largest = augmentation.most_memory_intensive()
-            draw = largest.draw(step_generator(0, 0, "probe"), real, shape[1:], siamese=True)
-            images, targets = torch.zeros(synthetic, *shape), work.targets(synthetic)
-            self.matched(torch.zeros(network.num_parameters), images, _blank(images, targets, real, draw))
+            generator, images = step_generator(0, 0, "probe"), torch.zeros(synthetic, *shape)
+            draw = augmentation.most_memory_intensive().draw(generator, real, shape[1:], siamese=True)
+            self.matched(theta, images, _blank(images, work.targets(synthetic), real, draw))
 
         real_bytes = network.num_classes * torch.zeros(self.batch_real, *shape).nbytes
         parts = [*work.resident, MemoryPart("augmented real images", real_bytes, "of all classes")]
         if self._several:
-            theta, images = torch.zeros(network.num_parameters), torch.zeros(PROBE_SIZE, *shape)
-            kept = sum(each.nbytes for each in self._functions.statistics(theta, images, work.targets(PROBE_SIZE)))
-            note = f"{work.candidates} candidates"
-            parts.append(MemoryPart("statistics of all classes", work.candidates * network.num_classes * kept, note))
-        for count in counts:
-            network.check_pieces(self._piece, count)
+            kept = self._functions.statistics(theta, torch.zeros(PROBE_SIZE, *shape), work.targets(PROBE_SIZE))
+            size = work.candidates * network.num_classes * sum(each.nbytes for each in kept)
+            parts.append(MemoryPart("statistics of all classes", size, f"{work.candidates} candidates"))
         pieces = [min(count, self._piece or count) for count in counts]
         note = f"{counts[0]} real and {counts[1]} synthetic images"
-        note += f", at most {self._piece} at once" if pieces != [*counts] else ""
-        peak = memory_model(probe, kinds=2).peak(*pieces)
-        return MemoryEstimate(
-            (*parts, MemoryPart("one class", peak, note)), "set a smaller objective.batch_real or objective.batch_syn"
-        )
+        note += f", at most {self._piece} at once" if pieces != counts else ""
+        parts.append(MemoryPart("one class", memory_model(probe, kinds=2).peak(*pieces), note))
+        return MemoryEstimate(tuple(parts), "set a smaller objective.batch_real or objective.batch_syn")
 
     def compile(self, synthetic: SyntheticSet, steps: int, say: Callable[[str], None]) -> None:
         """Compile the matching of a class if that was asked for, or pays off over ``steps`` distillation steps."""
@@ -199,6 +181,23 @@ def _blank(
     return ClassBatch(real, labels, torch.arange(len(images), device=images.device), targets, augmentation)
 
 
+# Pure functions of one batch
+
+
+class _Functions(NamedTuple):
+    """What is computed of (theta, images, targets), eagerly or by compiled code; results have no graph.
+
+    Attributes:
+        statistics: The statistics s.
+        matched: (..., real statistics) -> the loss's gradient by the images, and its terms.
+        pulled_back: (..., a) -> d(a . s)/dx.
+    """
+
+    statistics: Compute
+    matched: Callable[[Tensor, Tensor, Tensor, Statistics], tuple[Tensor, Terms]]
+    pulled_back: Callable[[Tensor, Tensor, Tensor, Statistics], Tensor]
+
+
 def _total(terms: Compare, synthetic: Statistics, real: Statistics) -> tuple[Tensor, Terms]:
     parts = terms(synthetic, real)
     return torch.stack(list(parts.values())).sum(), parts
@@ -207,8 +206,8 @@ def _total(terms: Compare, synthetic: Statistics, real: Statistics) -> tuple[Ten
 def _compared(terms: Compare, synthetic: Statistics, real: Statistics) -> tuple[Statistics, Terms]:
     """Return a, the derivatives of the sum of terms by the synthetic statistics, and the terms."""
     with torch.enable_grad():
-        leaves = [statistic.detach().requires_grad_() for statistic in synthetic]
-        value, parts = _total(terms, tuple(leaves), real)
+        leaves = tuple(statistic.detach().requires_grad_() for statistic in synthetic)
+        value, parts = _total(terms, leaves, real)
         a = torch.autograd.grad(value, leaves)
     return a, {name: part.detach() for name, part in parts.items()}
 
@@ -216,38 +215,36 @@ def _compared(terms: Compare, synthetic: Statistics, real: Statistics) -> tuple[
 def _eager(compute: Compute, terms: Compare) -> _Functions:
     def statistics(theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
         with torch.no_grad():
-            return tuple(statistic.detach() for statistic in compute(theta, images, targets))
+            return compute(theta, images, targets)
 
     def matched(theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Tensor, Terms]:
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            found = compute(theta, leaf, targets)
-            a, parts = _compared(terms, found, real)
-            return torch.autograd.grad(found, leaf, a)[0], parts
+        own = images.requires_grad_()
+        found = compute(theta, own, targets)
+        a, parts = _compared(terms, found, real)
+        return torch.autograd.grad(found, own, a)[0], parts
 
     def pulled_back(theta: Tensor, images: Tensor, targets: Tensor, a: Statistics) -> Tensor:
-        with torch.enable_grad():
-            leaf = images.detach().requires_grad_()
-            return torch.autograd.grad(compute(theta, leaf, targets), leaf, a)[0]
+        own = images.requires_grad_()
+        return torch.autograd.grad(compute(theta, own, targets), own, a)[0]
 
     return _Functions(statistics, matched, pulled_back)
 
 
 def _compiled(compute: Compute, terms: Compare) -> _Functions:
-    """Derivatives are taken inside of what is compiled: a compiled function cannot be differentiated twice."""
+    # Derivatives are taken inside of what is compiled: a compiled function cannot be differentiated twice.
 
     def statistics(theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
         return compute(theta, images, targets)
 
     def matched(theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Tensor, Terms]:
-        found: tuple[Tensor, Terms] = grad(
-            lambda leaf: _total(terms, compute(theta, leaf, targets), real), has_aux=True
-        )(images)
+        found: tuple[Tensor, Terms] = grad(lambda own: _total(terms, compute(theta, own, targets), real), has_aux=True)(
+            images
+        )
         return found
 
     def pulled_back(theta: Tensor, images: Tensor, targets: Tensor, a: Statistics) -> Tensor:
-        def along(leaf: Tensor) -> Tensor:
-            return torch.stack([(x * s).sum() for x, s in zip(a, compute(theta, leaf, targets), strict=True)]).sum()
+        def along(own: Tensor) -> Tensor:
+            return torch.stack([(x * s).sum() for x, s in zip(a, compute(theta, own, targets), strict=True)]).sum()
 
         derivative: Tensor = grad(along)(images)
         return derivative
@@ -263,10 +260,14 @@ def _in_pieces(functions: _Functions, terms: Compare, size: int | None) -> _Func
     if size is None:
         return functions
 
+    def pieces(images: Tensor, targets: Tensor) -> list[tuple[float, Tensor, Tensor]]:
+        parts = zip(images.split(size), targets.split(size), strict=True)
+        return [(len(part) / len(images), part.detach(), labels) for part, labels in parts]
+
     def statistics(theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
         parts = [
-            [each * (len(part) / len(images)) for each in functions.statistics(theta, part, labels)]
-            for part, labels in zip(images.split(size), targets.split(size), strict=True)
+            [share * statistic for statistic in functions.statistics(theta, part, labels)]
+            for share, part, labels in pieces(images, targets)
         ]
         return tuple(torch.stack(each).sum(0) for each in zip(*parts, strict=True))
 
@@ -279,8 +280,8 @@ def _in_pieces(functions: _Functions, terms: Compare, size: int | None) -> _Func
     def pulled_back(theta: Tensor, images: Tensor, targets: Tensor, a: Statistics) -> Tensor:
         return torch.cat(
             [
-                functions.pulled_back(theta, part, labels, tuple(each * (len(part) / len(images)) for each in a))
-                for part, labels in zip(images.split(size), targets.split(size), strict=True)
+                functions.pulled_back(theta, part, labels, tuple(share * each for each in a))
+                for share, part, labels in pieces(images, targets)
             ]
         )
 

@@ -40,16 +40,9 @@ class ClasswiseDraw(NamedTuple):
 class ClasswiseMatching(MatchingObjective):
     """The sum over classes of a distance between statistics of synthetic and of real images.
 
-    A subclass defines the :meth:`statistics` and their distance (:meth:`terms`). Networks are fixed within a step and a
-    class's loss depends on its own images alone, so classes are computed one after another, in the memory of one class.
-    On a CPU that is also the fastest order: one batched pass over all takes several times as long
-    (``benchmarks/image_update_cost.py``).
-
-    The gradient of a single candidate is computed together with its loss. Of several, only the winner's is, from the
-    derivatives by the statistics that scoring has left: real images pass through the network once.
-
-    NOTE: Keeping the synthetic graphs of all candidates would save the winner's first-order pass of synthetic images,
-    at the price of that memory. In the one trial, on a busy CPU, it was slower overall.
+    A subclass defines the :meth:`statistics` and their distance (:meth:`terms`). A class's loss depends on its own
+    images alone, so classes are computed one after another, in the memory of one class. On a CPU that is also the
+    fastest order: one batched pass over all takes several times as long (``benchmarks/image_update_cost.py``).
 
     Args:
         batch_real: Real images of a class per step; 64 in IDC, 128 in DREAM and DREAM+, 256 in DC, DSA and DM.
@@ -86,10 +79,10 @@ class ClasswiseMatching(MatchingObjective):
 
     @abstractmethod
     def statistics(self, network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
-        """Return what is compared, for one batch of one class: means over the batch.
+        """Return what is compared of one batch of one class: means over its images, so that a batch may be cut.
 
-        A pure function that torch.compile can read. With gradients enabled, the result is differentiable by the images:
-        gradients as statistics come from :func:`~dd_lightning.functional.products.partial_gradients`.
+        A pure function that torch.compile can read, differentiable by the images where gradients are enabled. Gradients
+        as statistics come from :func:`~dd_lightning.functional.products.partial_gradients`.
 
         Args:
             network: The architecture, in the run's precision.
@@ -164,14 +157,31 @@ class ClasswiseMatching(MatchingObjective):
         resume: Sequence[ScoredCandidate] | None = None,
         with_gradient: bool = False,
     ) -> list[ScoredCandidate]:
-        """Compare the statistics of every class, on each candidate's network."""
+        """Compare the statistics of every class, on each candidate's network.
+
+        The gradient is computed now, if it will be needed; or else it is prepared, so that the winner's takes one pass
+        of the synthetic images and none of the real ones.
+        """
         del steps, resume  # there are no inner steps
-        matching = self._matching_of(problem.network)
-        return [_scored(matching, candidate, draw, with_gradient) for candidate in candidates]
+        matching, scored = self._matching_of(problem.network), []
+        for candidate in candidates:
+            gradient, prepared = torch.zeros_like(draw.images) if with_gradient else None, []
+            terms: dict[str, Tensor] = {}
+            for batch in draw.classes:
+                if gradient is not None:
+                    gradient[batch.rows], of_class = matching.matched(candidate.theta, draw.images, batch)
+                else:
+                    a, of_class = matching.compared(candidate.theta, draw.images, batch)
+                    prepared.append(a)
+                terms = {name: terms[name] + part if terms else part for name, part in of_class.items()}
+            loss = torch.stack(list(terms.values())).sum()
+            work = prepared if gradient is None else gradient
+            scored.append(ScoredCandidate(candidate, loss, draw, work, terms if len(terms) > 1 else {}))
+        return scored
 
     def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         """Return the scored loss; its backward gives the gradient that scoring has computed or prepared."""
-        gradient, matching, draw = scored.work, self._matching_of(problem.network), scored.draw
+        draw, gradient, matching = scored.draw, scored.work, self._matching_of(problem.network)
         if not isinstance(gradient, Tensor):
             gradient = torch.zeros_like(draw.images)
             for batch, a in zip(draw.classes, scored.work, strict=True):
@@ -195,21 +205,3 @@ class ClasswiseMatching(MatchingObjective):
     def _computed(self, network: FunctionalNetwork, execution: Execution) -> ClassMatching:
         how = self.execution or execution
         return ClassMatching(network, how, self.statistics, self.terms, self.batch_real, self.batch_syn)
-
-
-def _scored(matching: ClassMatching, candidate: Candidate, draw: ClasswiseDraw, with_gradient: bool) -> ScoredCandidate:
-    totals: dict[str, Tensor] = {}
-    work: list[Statistics] = []
-    gradient = torch.zeros_like(draw.images) if with_gradient else None
-    for batch in draw.classes:
-        if gradient is not None:
-            gradient[batch.rows], terms = matching.matched(candidate.theta, draw.images, batch)
-        else:
-            a, terms = matching.compared(candidate.theta, draw.images, batch)
-            work.append(a)
-        for name, value in terms.items():
-            totals[name] = totals[name] + value if name in totals else value
-    loss = torch.stack(list(totals.values())).sum()
-    return ScoredCandidate(
-        candidate, loss, draw, work if gradient is None else gradient, totals if len(totals) > 1 else {}
-    )

@@ -287,7 +287,7 @@ class Passes:
                 (gradient,), (logits, moved) = partial_gradients_and_other(
                     lambda parts: loss(parts[0], statistics, images, targets), [theta], [0]
                 )
-            return gradient, logits.detach(), moved
+            return gradient, logits, moved
 
         def all_at_once(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
             gradient, (logits, moved) = vmap(grad(loss, has_aux=True))(theta, statistics, images, targets)

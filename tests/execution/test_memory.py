@@ -215,6 +215,29 @@ def test_a_classwise_step_needs_what_is_estimated(objective: ClasswiseMatching) 
     assert several.total - estimated.total == 3 * CLASSES * sum(s.nbytes for s in statistics)
 
 
+@pytest.mark.parametrize("micro_batch", [3, 5])
+def test_a_class_in_pieces_needs_what_is_estimated(micro_batch: int) -> None:
+    options: dict[str, Any] = {"batch_real": 24, "batch_syn": 8, "augmentation": "none"}
+    whole = Step(BidirectionalMatching(sampling="shuffled", **options))
+    pieces = Step(BidirectionalMatching(sampling="shuffled", execution=Execution(micro_batch=micro_batch), **options))
+    estimated, needed = pieces.plan(), max(pieces.live(number) for number in range(2))
+    assert estimated.parts[-1].note == f"24 real and 8 synthetic images, at most {micro_batch} at once"
+    assert 0.95 * needed < estimated.total < 1.4 * needed
+    assert needed < 0.7 * whole.live()
+
+
+def test_the_runs_execution_is_used_where_an_objective_has_none_of_its_own() -> None:
+    run, own = Execution(micro_batch=None), Execution(micro_batch=7)
+    for execution, note in ((None, "24 in one piece"), (own, "24 in 4 pieces of 7")):
+        step = Step(TrajectoryMatching(syn_steps=2, execution=execution))
+        assert note in step.objective.plan_memory(Workload(step.network, 24), run).parts[-1].note
+    step = Step(GradientMatching(batch_real=8))
+    step.objective.plan_memory(Workload(step.network, 24), run)
+    exact = step()
+    step.objective.plan_memory(Workload(step.network, 24), Execution(precision="bfloat16"))
+    assert 1e-3 < float((step() - exact).norm() / exact.norm()) < 0.3
+
+
 def test_candidates_are_scored_together_where_that_pays_and_fits() -> None:
     def scored_live(step: Step) -> int:
         draw = step.objective.draw(step.problem, lambda: step.candidate, StepContext(0, 0))
@@ -368,8 +391,8 @@ def test_the_estimate_is_told_once_before_the_run(
     size = r"[\d.]+ MiB"
     distilled = small.module(store)
     assert re.fullmatch(
-        rf"memory of a step on cpu: about {size}: real data {size}, held-out data {size}, synthetic set {size}, student paths {size} "
-        rf"\(3 candidates\), one student step {size} \(batch 6 in one piece\)",
+        rf"memory of a step on cpu: about {size}: real data {size}, held-out data {size}, synthetic set {size}, "
+        rf"student paths {size} \(3 candidates\), one student step {size} \(batch 6 in one piece\)",
         told(distilled, small.selection()),
     )
     assert "(1 candidate)" in told(distilled)  # the same module, without the selection

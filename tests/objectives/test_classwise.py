@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.distances import Metric, step_per_iteration
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation
-from dd_lightning.functional.policies import augment_in_turn
+from dd_lightning.functional.policies import AugmentationPolicy, augment_in_turn
 from dd_lightning.functional.products import gradient_products
-from dd_lightning.functional.random import StepContext
+from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.networks import FunctionalNetwork, build_network, training_loss
-from dd_lightning.objectives import BidirectionalMatching, GradientMatching, base
+from dd_lightning.objectives import BidirectionalMatching, GradientMatching, Workload, base
 from dd_lightning.objectives.base import ScoredCandidate
 from dd_lightning.objectives.class_statistics import ClassBatch, Statistics
 from dd_lightning.objectives.classwise import ClasswiseDraw
@@ -335,6 +336,22 @@ class Calls:
 
         monkeypatch.setattr(objective, "statistics", recorded)
 
+    @staticmethod
+    def sizes_of(case: "Problem", with_gradient: bool) -> list[Tensor]:
+        """Return the images of each pass through the network in a step."""
+        passed: list[Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            original = case.objective.statistics
+
+            def noted(network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
+                passed.append(images)
+                return original(network, theta, images, targets)
+
+            patch.setattr(case.objective, "_matching", None)
+            patch.setattr(case.objective, "statistics", noted)
+            case.loss_and_gradient(case.draw(), with_gradient)
+        return passed
+
     def take(self) -> dict[tuple[str, bool], int]:
         counts = {call: self.made.count(call) for call in self.made}
         self.made.clear()
@@ -412,6 +429,48 @@ def test_loss_can_be_weighted() -> None:
     images = case.synthetic.images
     loss = case.objective.loss(case.given, scored)
     torch.testing.assert_close(torch.autograd.grad(-3 * loss, images)[0], -3 * gradient, rtol=1e-15, atol=0)
+
+
+# Pieces
+
+
+PIECEWISE: list[GradientMatching] = [
+    gradient_matching(),
+    gradient_matching(metric="cos", include_classifier=True, include_bias=True),
+    bidirectional(alpha=0.5),
+]
+
+
+@pytest.mark.parametrize("size", [1, 3, 6, 7, 100])  # of 5 real images and 7 of 8 synthetic ones
+@pytest.mark.parametrize("objective", PIECEWISE, ids=["mse", "cos", "both"])
+def test_pieces_add_up_to_the_whole(objective: GradientMatching, size: int) -> None:
+    cut = replace(objective, batch_syn=7, execution=Execution(micro_batch=size))
+    for with_gradient in (True, False):
+        whole, pieces = (
+            problem(each, formation=Formation(2), pixels=True, soft=True)
+            for each in (replace(objective, batch_syn=7), cut)
+        )
+        loss, gradient = whole.loss_and_gradient(whole.draw(), with_gradient)
+        found_loss, found = pieces.loss_and_gradient(pieces.draw(), with_gradient)
+        assert relative_error(found_loss, loss) < 1e-12
+        assert relative_error(found, gradient) < 1e-12
+        largest = max(map(len, Calls.sizes_of(pieces, with_gradient)))
+        assert largest == min(size, 7)
+
+
+def test_auto_and_null_never_cut_a_class_and_batch_norm_cannot_be_cut() -> None:
+    found, choices = [], (Execution(memory_gb=1e-9), Execution(micro_batch=None))
+    for execution in choices:
+        objective = gradient_matching(execution=execution)
+        case = problem(objective)
+        objective.plan_memory(Workload(case.network, len(case.synthetic)), Execution(micro_batch=1))
+        found.append(case.loss_and_gradient(case.draw())[1].clone())
+        assert max(map(len, Calls.sizes_of(case, True))) == BATCH
+    assert torch.equal(*found)
+    name = "ConvNet-2-W4-BN"
+    case = problem(gradient_matching(execution=Execution(micro_batch=4)), name)
+    with pytest.raises(InputError, match=r"micro_batch is 4, but network 'ConvNet-2-W4-BN' has batch norm, .* all 5 "):
+        case.objective.plan_memory(Workload(case.network, len(case.synthetic)), Execution())
 
 
 # Terms
@@ -505,6 +564,18 @@ def test_synthetic_rows_are_of_their_class_capped_and_distinct() -> None:
     ]
 
 
+def test_tiles_and_augmentations_have_streams_of_their_own() -> None:
+    case = problem(gradient_matching(batch_syn=3), formation=Formation(2))
+    for step in range(3):
+        tiles, augment = (step_generator(7, step, stream) for stream in ("tiles", "augment"))
+        policy = AugmentationPolicy("color_crop_cutout", "idc")
+        for label, batch in enumerate(case.draw(step).classes):
+            assert batch.rows.tolist() == [8 * label + i for i in torch.randperm(8, generator=tiles)[:3].tolist()]
+            expected = policy.draw(augment, BATCH, SHAPE[1:], siamese=True)
+            for drawn, reference in zip(batch.augmentation, expected, strict=True):
+                assert torch.equal(drawn.values, reference.values)
+
+
 def test_a_draw_depends_on_seed_and_step_alone() -> None:
     case = problem(gradient_matching(batch_syn=3), formation=Formation(2))
     first = case.draw(step=1)
@@ -587,7 +658,8 @@ def test_nothing_is_lost_when_the_synthetic_images_are_the_real_ones(
     # 1 - n^2 / (n^2 + eps) for each row of norm n
     expected = 0.0
     for batch in draw.classes:
-        statistics = objective.statistics(case.network, case.theta, batch.real, batch.real_targets)
+        with torch.no_grad():
+            statistics = objective.statistics(case.network, case.theta, batch.real, batch.real_targets)
         for layer in statistics:
             squares = (layer.flatten(1) if layer.ndim > 1 else layer[None]).square().sum(1)
             expected += float((1e-6 / (squares + 1e-6)).sum().detach())
