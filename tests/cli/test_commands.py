@@ -52,7 +52,7 @@ def test_synthetic_file_is_the_module(cli: Cli) -> None:
     module = DistillationModule.load_from_checkpoint(cli.version() / "checkpoints" / "step=6.ckpt")
     assert torch.equal(file.images, module.synthetic_set.images)
     assert torch.equal(file.labels, module.synthetic_set.targets)
-    assert file.lr == module.distillation.student_lr == float(module.synthetic_set.student_lr.detach())
+    assert file.lr == file.evaluation_lr == float(module.synthetic_set.student_lr.detach())
     assert (file.step, file.ipc, file.num_classes, file.dataset) == (6, 2, 10, "digits")
     assert (file.label_kind, file.network, file.objective) == ("soft", small.NETWORK, "TrajectoryMatching")
     assert file.config["model"]["ipc"] == 2
