@@ -88,7 +88,7 @@ def measure(args: argparse.Namespace, case: str) -> dict[str, Any]:
 
     if args.compile:
         compiled = evaluation_passes(network, images, recipe)
-        compiled.compile("on", 1, images, labels, recipe.batch_size, [args.networks], case)
+        compiled.compile("on", 1, (images, labels), recipe.batch_size, [args.networks], case)
         runs["together, compiled"] = lambda: trained(compiled)
     noise = torch.randn(args.test_images, *shape, generator=torch.Generator().manual_seed(1)).to(device)
     held_out = RealSet(noise, torch.arange(args.test_images).to(device) % 10, 10)

@@ -55,7 +55,7 @@ class Ours:
         )
         self.passes = Passes(network, precision=recipe.precision, piece=self.piece)
         size, what = recipe.batch_size, "the experts' step"
-        self.passes.compile(execution.compile, 1, real.images, real.labels, size, [1], what)
+        self.passes.compile(execution.compile, 1, (real.images, real.labels), size, [1], what)
         self.identity = ExpertIdentity.of(network, recipe, 1, fingerprint="noise", dataset="noise")
 
     def __call__(self) -> torch.Tensor:

@@ -119,7 +119,7 @@ class InnerStep:
         pool = self.pools[name]
         pool.batches_drawn = 0
         pool._members[0].theta, pool._members[0].momentum = self.update.candidates[0].theta, None
-        pool.refresh((0,), [(0,)], StepContext(0, 1))
+        pool.update((0,), [(0,)], StepContext(0, 1))
         return pool.load((0,)).theta - self.update.candidates[0].theta
 
     def images(self, name: str) -> Tensor:

@@ -243,7 +243,7 @@ class Distillation:
         self.step = step
         if self._refresh_due is not None:
             with self.explain_oom("updating the pool", "set a smaller pool.recipe.batch_size"):
-                self.pool.refresh(*self._refresh_due, self.context)
+                self.pool.update(*self._refresh_due, self.context)
             self._reference, self._refresh_due = self._refresh_due[0], None
         synthetic = self.problem.synthetic
         with torch.no_grad():

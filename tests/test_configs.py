@@ -310,7 +310,7 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
         "hard",
         0,
     )
-    assert (len(module.pool), module.pool.min_start_epoch, module.pool.refresh_rule) == (100, 0, "redraw")
+    assert (len(module.pool), module.pool.min_start_epoch, module.pool.refresh) == (100, 0, "redraw")
     assert module.pool.train_epochs is None
     assert module.pool.needed_epochs == row.max_start_epoch - 1 + row.expert_epochs <= 50
     recipe = {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 256, "lr_decay": False, "seed": 0}
@@ -367,7 +367,7 @@ def test_published_numbers_of_datm(name: str, build: Callable[[str], Distillatio
         "real",
     )
     assert (module.optimizer.student_lr, module.distillation.seed) == (0.01, 0)
-    assert (len(pool), pool.refresh_rule, pool.train_epochs) == (100, "redraw", 100)
+    assert (len(pool), pool.refresh, pool.train_epochs) == (100, "redraw", 100)
     strategy = "color_crop_cutout_flip_scale_rotate"
     assert pool.recipe.describe(100) == ExpertRecipe(augmentation=strategy).describe(100)
     assert cli.config.fit.model.objective.init_args.augmentation == strategy
@@ -419,7 +419,7 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     if isinstance(objective, BidirectionalMatching):
         assert objective.alpha == 1
         assert (objective.batch_real, objective.per_cluster) == (128, 1)
-    assert (len(pool), pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
+    assert (len(pool), pool.age_limit, pool.refresh) == (1, 100, "winner")
     assert pool.recipe == NetworkRecipe(
         lr=0.01,
         momentum=0.9,

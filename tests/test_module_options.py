@@ -196,14 +196,14 @@ def test_objectives_and_pools_that_do_not_fit() -> None:
 def test_default_pools() -> None:
     one = DistillationModule(GradientMatching()).pool
     assert isinstance(one, NetworkPool)
-    assert (len(one), one.age_limit, one.refresh_rule, one.pretrain_epochs) == (1, 100, "winner", 0)
+    assert (len(one), one.age_limit, one.refresh, one.pretrain_epochs) == (1, 100, "winner", 0)
     recipe = one.recipe
     assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.01, 0.9, 5e-4, 64)
     assert (recipe.images_per_update, recipe.augmentation, recipe.policy) == (2000, "color_crop", "idc")
     assert recipe.cutmix == 0.5
     other = DistillationModule(BidirectionalMatching()).pool
     assert isinstance(other, NetworkPool)
-    assert (len(other), other.age_limit, other.refresh_rule, other.pretrain_epochs) == (1, 100, "winner", 1)
+    assert (len(other), other.age_limit, other.refresh, other.pretrain_epochs) == (1, 100, "winner", 1)
     assert isinstance(DistillationModule().pool, TrajectoryPool)
 
 

@@ -14,6 +14,9 @@ from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import Loss
 from dd_lightning.networks.registry import NetworkSpec, build_network, network_name
 
+RUNNING = ("running_mean", "running_var")
+"""What torch's batch norms call their running statistics."""
+
 
 class FunctionalNetwork:
     """A network without weights of its own: call it with a flat parameter vector and images.
@@ -99,7 +102,7 @@ class FunctionalNetwork:
         Raises:
             InputError: If the vector is not ``[P]``.
         """
-        return self._run(self._template, theta, images)
+        return self._run(self._template, theta, images, {})
 
     def initial_statistics(self) -> Tensor:
         """Return the running statistics ``[S]`` of an untrained network: means 0, variances 1."""
@@ -119,23 +122,16 @@ class FunctionalNetwork:
         Returns:
             Logits ``[B, num_classes]``, and statistics ``[S]`` without a graph.
         """
-        if not statistics.numel():
-            return self(theta, images), statistics
-        state = self._state(self._template, theta) | self._named(statistics, "collected")
-        logits: Tensor = functional_call(self._template, state, (images,))
-        # functional_call puts into the dictionary what a call has put in place of its entries
-        return logits, torch.cat([state[name] for name in self._named(statistics, "collected")])
+        collected = self._named(statistics, "collected")
+        logits = self._run(self._template, theta, images, collected)
+        return logits, torch.cat([statistics[:0], *collected.values()])
 
     def test_pass(self, theta: Parameters, statistics: Tensor, images: Tensor) -> Tensor:
         """Return the logits ``[B, num_classes]``, normalized by running statistics ``[S]``: image by image.
 
         Without any, ``[0]``, batch norm uses the statistics of the batch.
         """
-        state = self._state(self._template, theta)
-        if statistics.numel():
-            state |= self._named(statistics.to(images.dtype), "running")
-        logits: Tensor = functional_call(self._template, state, (images,))
-        return logits
+        return self._run(self._template, theta, images, self._named(statistics, "running"))
 
     def features(self, theta: Parameters, images: Tensor) -> Tensor:
         """Return what the submodule named ``classifier`` would be given, flattened.
@@ -150,7 +146,7 @@ class FunctionalNetwork:
         Raises:
             InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
         """
-        return self._run(self.check_features(), theta, images).flatten(1)
+        return self._run(self.check_features(), theta, images, {}).flatten(1)
 
     def check_features(self) -> nn.Module:
         """Return the network without its classifier.
@@ -279,14 +275,23 @@ class FunctionalNetwork:
             torch.default_generator.manual_seed(seed)
             return build_network(self._spec, channels, self.num_classes, (height, width))
 
-    def _run(self, module: nn.Module, theta: Parameters, images: Tensor) -> Tensor:
+    def _run(self, module: nn.Module, theta: Parameters, images: Tensor, statistics: dict[str, Tensor]) -> Tensor:
+        """Call a module; the statistics become what it has put in their place."""
+
         def run(theta: Parameters, images: Tensor) -> Tensor:
-            output: Tensor = functional_call(module, self._state(module, theta), (images,))
+            state = self._state(module, theta)
+            state |= {
+                name: part.to(images.dtype) if name.endswith(RUNNING) else part for name, part in statistics.items()
+            }
+            output: Tensor = functional_call(module, state, (images,))
+            statistics.update((name, state[name]) for name in statistics)
             return output
 
         return in_precision(run, self._precision)(theta, images)
 
     def _named(self, statistics: Tensor, kind: str) -> dict[str, Tensor]:
+        if not statistics.numel():
+            return {}
         lengths = [features for features in self._tracking.values() for _ in range(2)]
         names = [f"{name}.{kind}_{which}".lstrip(".") for name in self._tracking for which in ("mean", "var")]
         return dict(zip(names, statistics.split(lengths), strict=True))

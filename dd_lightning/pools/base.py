@@ -102,17 +102,20 @@ class PoolSetup:
 
 
 class CandidatePool(ABC):
-    """A set of candidates to draw from: ``len(pool)`` of them. ``key in pool`` tells whether a key still names one."""
+    """A set of candidates to draw from.
+
+    ``len(pool)`` is their number; before :meth:`prepare`, that of the configuration. ``key in pool`` tells whether a
+    key of an earlier draw still names the same thing: if not, what was known of it is void.
+    """
 
     candidate_type: ClassVar[type[Candidate]] = Candidate
     """Kind of its candidates."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of candidates; before :meth:`prepare`, of those the configuration asks for."""
+        """Return the number of candidates."""
 
     def __contains__(self, key: CandidateKey) -> bool:
-        """Tell whether a key of an earlier draw still names the same thing: if not, what was known of it is void."""
         return key[0] < len(self)
 
     @abstractmethod
@@ -138,7 +141,7 @@ class CandidatePool(ABC):
         """Return what is in a candidate's place now, on the device, under its present key."""
 
     @abstractmethod
-    def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
+    def update(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
         """Update the pool after a step; called at the start of the next one, so that no checkpoint misses it."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Live networks that go on training on the real data between distillation steps."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,13 +42,14 @@ class _Member:
     births: int
 
 
+@dataclass(eq=False)
 class NetworkPool(CandidatePool):
     """Networks that are trained on the real data between steps, and re-initialized when they are old.
 
     One network whose age limit is the length of the inner loop is IDC's own rule: a fresh network for each outer
-    iteration, updated after every inner one. With ``pretrain_epochs`` 1 it is DREAM+'s. The paper's DynaDistill wants
-    several and says "after each distilling step, we update the trajectory pool with the latest models", but not which
-    and by how much: ``refresh`` makes the choice explicit.
+    iteration, updated after every inner one; with ``pretrain_epochs`` 1, DREAM+'s. DynaDistill wants several: the paper
+    says "after each distilling step, we update the trajectory pool with the latest models", but not which and by how
+    much. ``refresh`` makes the choice explicit.
 
     Args:
         num_networks: Networks in the pool. A selection's ``pool_size`` raises it; the age limits of the first
@@ -70,36 +71,27 @@ class NetworkPool(CandidatePool):
 
     candidate_type: ClassVar[type[Candidate]] = LiveNetwork
 
-    def __init__(
-        self,
-        num_networks: int = 1,
-        age_limit: int | None = 100,
-        refresh: NetworkRefresh = "winner",
-        pretrain_epochs: int = 0,
-        recipe: NetworkRecipe = NetworkRecipe(),  # noqa: B008  (frozen)
-        execution: Execution | None = None,
-    ) -> None:
-        check_range("num_networks", num_networks, low=1)
-        check_range("age_limit", age_limit, low=1, hint="null for no limit")
-        check_range("pretrain_epochs", pretrain_epochs, low=0)
-        self.num_networks = num_networks
-        self.age_limit = age_limit
-        self.refresh_rule: NetworkRefresh = refresh
-        self.pretrain_epochs = pretrain_epochs
-        self.recipe = recipe
-        self.execution = execution
+    num_networks: int = 1
+    age_limit: int | None = 100
+    refresh: NetworkRefresh = "winner"
+    pretrain_epochs: int = 0
+    recipe: NetworkRecipe = field(default_factory=NetworkRecipe)
+    execution: Execution | None = None
+
+    def __post_init__(self) -> None:
+        check_range("num_networks", self.num_networks, low=1)
+        check_range("age_limit", self.age_limit, low=1, hint="null for no limit")
+        check_range("pretrain_epochs", self.pretrain_epochs, low=0)
         self.batches_drawn = 0
-        self._size = num_networks
+        self._size = self.num_networks
         self._members: list[_Member] = []
         self._prepared: tuple[PoolSetup, Passes] | None = None
         self._epoch: tuple[int, int, list[Tensor]] | None = None
 
     def __len__(self) -> int:
-        """Return the number of networks."""
         return self._size
 
-    def __contains__(self, key: CandidateKey) -> bool:
-        """Tell whether a network has not been re-initialized since its key was drawn."""
+    def __contains__(self, key: CandidateKey) -> bool:  # not if its network was re-initialized
         return key[0] < len(self._members) and self._members[key[0]].births == key[1]
 
     def prepare(self, setup: PoolSetup) -> None:
@@ -126,12 +118,11 @@ class NetworkPool(CandidatePool):
         piece = piece_of(setup.network, cut, batch, real.images.device.type, execution.precision)
         check_batches(setup.network, len(real), recipe.batch_size)
         passes = Passes(setup.network, precision=execution.precision, piece=piece)
-        updated = {"winner": 1, "none": 0}.get(self.refresh_rule, self._size)
+        updated = {"winner": 1, "none": 0}.get(self.refresh, self._size)
         calls = setup.steps * updated * recipe.steps_per_update
-        images = real.images[:batch]
-        targets = recipe.targets(real.labels[:batch], real.num_classes, images.dtype)
+        data = real.images[:batch], recipe.targets(real.labels[:batch], real.num_classes, real.images.dtype)
         what = "the training of the pool's networks"
-        passes.compile(execution.compile, calls, images, targets, batch, (1,), what, setup.progress_bar)
+        passes.compile(execution.compile, calls, data, batch, (1,), what, setup.progress_bar)
         self._prepared = setup, passes
 
     def draw(self, count: int, context: StepContext, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
@@ -145,11 +136,11 @@ class NetworkPool(CandidatePool):
         member = self._members[key[0]]
         return LiveNetwork((key[0], member.births), member.theta)
 
-    def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
+    def update(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
         """Train the networks that the rule names, re-initializing those that are old."""
         everyone: list[CandidateKey] = [(place,) for place in range(len(self))]
         chosen = {"winner": [winner], "candidates": drawn, "all": everyone, "none": []}
-        for place, *_ in chosen[self.refresh_rule]:
+        for place, *_ in chosen[self.refresh]:
             member = self._members[place]
             if member.age + 1 >= member.limit:
                 self._members[place] = self._born(place, context.seed, member.births + 1, self._limit)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,6 +35,7 @@ class TrajectorySegment(Candidate):
         return self.theta
 
 
+@dataclass(eq=False)
 class TrajectoryPool(CandidatePool):
     """Stored expert trajectories; a candidate is a segment (expert, epoch t -> t + expert_epochs).
 
@@ -67,61 +68,47 @@ class TrajectoryPool(CandidatePool):
 
     candidate_type: ClassVar[type[Candidate]] = TrajectorySegment
 
-    def __init__(
-        self,
-        path: str = "experts",
-        num_experts: int = 100,
-        expert_epochs: int = 2,
-        max_start_epoch: int = 2,
-        min_start_epoch: int = 0,
-        current_max_start_epoch: int | None = None,
-        expansion_steps: int | None = None,
-        train_epochs: int | None = None,
-        train_missing: bool = True,
-        recipe: ExpertRecipe = ExpertRecipe(),  # noqa: B008  (frozen)
-        refresh: TrajectoryRefresh = "redraw",
-        share_start_epoch: bool = False,
-        execution: Execution | None = None,
-    ) -> None:
-        needed = max_start_epoch - 1 + expert_epochs
-        check_range("num_experts", num_experts, low=1)
-        check_range("expert_epochs", expert_epochs, low=1)
-        check_range("min_start_epoch", min_start_epoch, low=0)
-        check_range("max_start_epoch", max_start_epoch, low=min_start_epoch + 1, hint="the window must not be empty")
-        if (current_max_start_epoch is None) != (expansion_steps is None):
+    path: str = "experts"
+    num_experts: int = 100
+    expert_epochs: int = 2
+    max_start_epoch: int = 2
+    min_start_epoch: int = 0
+    current_max_start_epoch: int | None = None
+    expansion_steps: int | None = None
+    train_epochs: int | None = None
+    train_missing: bool = True
+    recipe: ExpertRecipe = field(default_factory=ExpertRecipe)
+    refresh: TrajectoryRefresh = "redraw"
+    share_start_epoch: bool = False
+    execution: Execution | None = None
+
+    def __post_init__(self) -> None:
+        low, high, first_high = self.min_start_epoch, self.max_start_epoch, self.current_max_start_epoch
+        self.needed_epochs = high - 1 + self.expert_epochs
+        check_range("num_experts", self.num_experts, low=1)
+        check_range("expert_epochs", self.expert_epochs, low=1)
+        check_range("min_start_epoch", low, low=0)
+        check_range("max_start_epoch", high, low=low + 1, hint="the window must not be empty")
+        if (first_high is None) != (self.expansion_steps is None):
             raise InputError(
-                f"current_max_start_epoch is {current_max_start_epoch} and expansion_steps is {expansion_steps}; "
-                "give both for a growing window, or neither"
+                f"current_max_start_epoch is {first_high} and expansion_steps is {self.expansion_steps}; give both for "
+                "a growing window, or neither"
             )
-        check_range("current_max_start_epoch", current_max_start_epoch, low=min_start_epoch + 1, high=max_start_epoch)
-        check_range("expansion_steps", expansion_steps, low=1)
-        check_range("train_epochs", train_epochs, low=needed, hint="max_start_epoch - 1 + expert_epochs are read")
-        if refresh == "advance" and share_start_epoch:
+        check_range("current_max_start_epoch", first_high, low=low + 1, high=high)
+        check_range("expansion_steps", self.expansion_steps, low=1)
+        check_range("train_epochs", self.train_epochs, low=self.needed_epochs, hint="the window reads so many")
+        if self.refresh == "advance" and self.share_start_epoch:
             raise InputError(
                 "refresh is 'advance' with share_start_epoch: cursors differ between experts; use refresh: redraw"
             )
-        self.store = ExpertStore(path)
-        self.recipe = recipe
-        self.num_experts = num_experts
-        self.needed_epochs = needed
-        self.expert_epochs = expert_epochs
-        self.min_start_epoch = min_start_epoch
-        self.max_start_epoch = max_start_epoch
-        self.current_max_start_epoch = current_max_start_epoch
-        self.expansion_steps = expansion_steps
-        self.train_epochs = train_epochs
-        self.train_missing = train_missing
-        self.refresh_rule: TrajectoryRefresh = refresh
-        self.share_start_epoch = share_start_epoch
-        self.execution = execution
+        self.store = ExpertStore(self.path)
         self.cursors: list[int] = []
-        self._size = num_experts
+        self._size = self.num_experts
         self._experts: list[int] = []
         self._seconds = 0.0
         self._setup: PoolSetup | None = None
 
     def __len__(self) -> int:
-        """Return the number of experts."""
         return self._size
 
     def prepare(self, setup: PoolSetup) -> None:
@@ -171,7 +158,7 @@ class TrajectoryPool(CandidatePool):
         """Draw distinct experts, each with its start epoch by the refresh rule."""
         generator = context.generator("candidates")
         experts = drawn_apart(len(self), count, generator, exclude)
-        if self.refresh_rule == "advance":
+        if self.refresh == "advance":
             return [(i, self.cursors[i]) for i in experts]
         low, high = self.min_start_epoch, self.start_window_end(context.step)
         starts = torch.randint(low, high, (count,), generator=generator).tolist()
@@ -183,10 +170,10 @@ class TrajectoryPool(CandidatePool):
         rows = self.store.rows(self._experts[expert], [epoch, epoch + self.expert_epochs]).to(device)
         return TrajectorySegment(key, rows[0], rows[1])
 
-    def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
+    def update(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
         """Move the used expert's cursor on (``advance``); nothing to do otherwise."""
         del drawn
-        if self.refresh_rule == "advance":
+        if self.refresh == "advance":
             low, high = self.min_start_epoch, self.start_window_end(context.step)
             self.cursors[winner[0]] = low + (winner[1] + 1 - low) % (high - low)
 

@@ -119,8 +119,7 @@ class EvaluationResult:
     Attributes:
         accuracies: One per network, in [0, 1], after the last epoch: the result.
         seconds: Wall-clock time of training and testing them.
-        validations: The accuracies at each of the recipe's tests, the last of which is ``accuracies``; empty if only
-            that one is known.
+        validations: The accuracies at each of the recipe's tests, ``accuracies`` last; empty if only these are known.
     """
 
     accuracies: tuple[float, ...]
@@ -166,7 +165,7 @@ def train_fresh_networks(
     on_validation: Callable[[ParallelTraining], None] = lambda _: None,
     passes: Passes | None = None,
 ) -> ParallelTraining:
-    """Train several networks from scratch, side by side.
+    """Train several networks from scratch, side by side, and return them.
 
     Every network has its own initialization, batch order, augmentation and CutMix draws, which depend on ``seed`` and
     its number alone.
@@ -181,13 +180,10 @@ def train_fresh_networks(
         seed: Seed of all draws.
         on_epoch: Called with the number of epochs done after each one.
         on_validation: Called after each of the recipe's ``validation_epochs``; training goes on in the same memory.
-        passes: How the gradients are computed, such as :func:`evaluation_passes` gives.
-
-    Returns:
-        The trained networks.
+        passes: How gradients are computed; None is :func:`evaluation_passes`.
 
     Raises:
-        InputError: If ``lr`` is not a positive number.
+        InputError: If ``lr`` is not a positive number, or a batch is too small for the network.
     """
     if not 0 < lr < math.inf:
         raise InputError(
@@ -196,14 +192,12 @@ def train_fresh_networks(
         )
     check_batches(network, len(images), recipe.batch_size)
     images, targets = images.detach(), recipe.targets(targets.detach(), network.num_classes, images.dtype)
-    numbers = range(num_networks)
-    orders, augments, mixes = (
-        [step_generator(seed, k, f"evaluation/{stream}") for k in numbers] for stream in ("order", "augment", "cutmix")
+    initial, orders, augments, mixes = (  # unrelated to the draws of experts
+        [step_generator(seed, k, f"evaluation/{stream}") for k in range(num_networks)]
+        for stream in ("initial", "order", "augment", "cutmix")
     )
-    # not the experts' seeds
-    seeds = [step_generator(seed, k, "evaluation/initial").initial_seed() for k in numbers]
-    passes = passes or evaluation_passes(network, images, recipe)
-    training = ParallelTraining(passes, [network.initial(each).to(images) for each in seeds], lr, recipe)
+    thetas = [network.initial(generator.initial_seed()).to(images) for generator in initial]
+    training = ParallelTraining(passes or evaluation_passes(network, images, recipe), thetas, lr, recipe)
     milestones = [int(fraction * recipe.epochs) for fraction in recipe.milestones]
     for epoch in range(recipe.epochs):
         if epoch in milestones and epoch > 0:
@@ -228,25 +222,18 @@ def evaluation_passes(
     recipe: EvaluationRecipe,
     execution: Execution = Execution(),  # noqa: B008  (frozen)
 ) -> Passes:
-    """Return how the gradients of fresh networks are computed on a synthetic set, not compiled.
-
-    Args:
-        network: The architecture.
-        images: The set, ``[n, ch, H, W]``.
-        recipe: The protocol.
-        execution: ``micro_batch`` and ``precision`` are used.
+    """Return how gradients of fresh networks are computed on a set of images ``[n, ch, H, W]``, not compiled yet.
 
     Raises:
-        InputError: If ``micro_batch`` cuts the batches of a network with batch norm.
+        InputError: If ``execution.micro_batch`` cuts the batches of a network with batch norm.
     """
-    device, batch = images.device.type, min(recipe.batch_size, len(images))
-    # Where nothing is asked for, TF32 is as torch has it: so are the evaluations of the field.
-    precision = None if execution.precision == "float32" else execution.precision
+    device, batch, precision = images.device.type, min(recipe.batch_size, len(images)), execution.precision
     return Passes(
         network,
-        precision=precision,
+        # Unless another one is asked for, TF32 is as torch has it: so are the evaluations of the field.
+        precision=None if precision == "float32" else precision,
         vectorized=network.vmappable and batching_pays(device, batch * images.shape[-2] * images.shape[-1]),
-        piece=piece_of(network, execution.micro_batch, batch, device, execution.precision),
+        piece=piece_of(network, execution.micro_batch, batch, device, precision),
         running_statistics=True,
     )
 
@@ -254,19 +241,11 @@ def evaluation_passes(
 def accuracies_of(
     thetas: Stack, network: FunctionalNetwork, held_out: RealSet, statistics: Stack | None = None
 ) -> tuple[float, ...]:
-    """Return the top-1 accuracy in [0, 1] of each network on held-out data.
-
-    Args:
-        thetas: Weights, ``[K, P]``.
-        network: The architecture.
-        held_out: What they are tested on.
-        statistics: Running statistics of batch norms, ``[K, S]``.
-    """
+    """Return the top-1 accuracy in [0, 1] of networks ``[K, P]`` with running statistics ``[K, S]``."""
     device, (_, height, width) = held_out.images.device.type, held_out.image_shape
     vectorized = network.vmappable and batching_pays(device, TEST_BATCH * height * width)
     size = images_per_pass(network, TEST_BATCH, forward=True) if device == "cpu" else TEST_BATCH
-    passes = Passes(network, vectorized=vectorized)
-    return tuple(passes.accuracies(thetas, held_out, size, statistics))
+    return tuple(Passes(network, vectorized=vectorized).accuracies(thetas, held_out, size, statistics))
 
 
 class Evaluation:
@@ -290,12 +269,8 @@ class Evaluation:
         evaluations: int = 1,
         counts: Sequence[int] = (),
     ) -> None:
-        self.network = network
-        self.recipe = recipe
-        self._held_out = held_out
-        self._execution = execution
-        self._evaluations = evaluations
-        self._counts = counts
+        self._network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
+        self._evaluations, self._counts = evaluations, counts
         self._passes: dict[int, Passes] = {}
 
     def __call__(
@@ -308,36 +283,26 @@ class Evaluation:
         on_epoch: Callable[[int], None] = lambda _: None,
     ) -> EvaluationResult:
         """Do what :func:`evaluate_synthetic_set` does."""
-        started, recipe = time.perf_counter(), self.recipe
+        started, network, recipe = time.perf_counter(), self._network, self._recipe
         if len(images) not in self._passes:
-            self._passes[len(images)] = self._prepare(images, targets, num_networks)
+            self._passes[len(images)] = self._compiled(images.detach(), targets.detach(), num_networks)
+        passes = self._passes[len(images)]
         validations: list[tuple[float, ...]] = []
 
         def on_validation(training: ParallelTraining) -> None:
-            validations.append(accuracies_of(training.thetas, self.network, self._held_out, training.statistics))
+            validations.append(accuracies_of(training.thetas, network, self._held_out, training.statistics))
 
         lr = student_lr if recipe.lr is None else recipe.lr
-        train_fresh_networks(
-            images,
-            targets,
-            lr,
-            self.network,
-            recipe,
-            num_networks,
-            seed,
-            on_epoch,
-            on_validation,
-            self._passes[len(images)],
-        )
+        train_fresh_networks(images, targets, lr, network, recipe, num_networks, seed, on_epoch, on_validation, passes)
         return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
 
-    def _prepare(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
-        network, recipe = self.network, self.recipe
+    def _compiled(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
+        network, recipe = self._network, self._recipe
         passes = evaluation_passes(network, images, recipe, self._execution)
-        targets = recipe.targets(targets.detach(), network.num_classes, images.dtype)
+        data = images, recipe.targets(targets, network.num_classes, images.dtype)
         calls = self._evaluations * recipe.epochs * -(-len(images) // recipe.batch_size)
         counts, what = {num_networks, *self._counts}, f"the evaluation of {network.name}"
-        passes.compile(self._execution.compile, calls, images.detach(), targets, recipe.batch_size, counts, what)
+        passes.compile(self._execution.compile, calls, data, recipe.batch_size, counts, what)
         return passes
 
 

@@ -37,11 +37,11 @@ _FILE_NAME = re.compile(r"expert_(\d{5,})\.safetensors")
 class ExpertIdentity:
     """What experts must have in common to serve one distillation.
 
-    Args:
+    Attributes:
         network: Name of the architecture.
         parameter_names: Names of the parameters, in the order in which they lie in a row.
-        parameter_shapes: Their shapes, in the same order.
-        fingerprint: Fingerprint of the real data the experts were trained on, preprocessing included.
+        parameter_shapes: Their shapes.
+        fingerprint: Fingerprint of the real data, preprocessing included.
         dataset: Name of the real data, for people.
         recipe: The training settings, as :meth:`dd_lightning.training.recipes.ExpertRecipe.describe` gives them.
     """
@@ -57,23 +57,9 @@ class ExpertIdentity:
     def of(
         cls, network: FunctionalNetwork, recipe: ExpertRecipe, epochs: int, *, fingerprint: str, dataset: str
     ) -> "ExpertIdentity":
-        """Describe the experts that a network, a recipe and real data make.
-
-        Args:
-            network: The architecture.
-            recipe: Training settings.
-            epochs: How many epochs each trajectory shall have; it matters only with ``lr_decay``.
-            fingerprint: Fingerprint of the real data.
-            dataset: Name of the real data.
-        """
-        return cls(
-            network=network.name,
-            parameter_names=network.parameter_names,
-            parameter_shapes=network.parameter_shapes,
-            fingerprint=fingerprint,
-            dataset=dataset,
-            recipe=recipe.describe(epochs),
-        )
+        """Describe the experts of ``epochs`` epochs that a network, a recipe and real data make."""
+        shapes, names = network.parameter_shapes, network.parameter_names
+        return cls(network.name, names, shapes, fingerprint, dataset, recipe.describe(epochs))
 
     def plain(self) -> dict[str, Any]:
         """Return the fields as JSON values (tuples become lists)."""
@@ -85,7 +71,7 @@ class ExpertIdentity:
 class ExpertAccuracies:
     """Accuracies after each epoch, in [0, 1].
 
-    Args:
+    Attributes:
         train: Running accuracy on the augmented training batches of each epoch.
         held_out: Accuracy on held-out data after each epoch, None where it was not measured.
     """
@@ -98,7 +84,7 @@ class ExpertAccuracies:
 class ExpertState:
     """How far an expert is.
 
-    Args:
+    Attributes:
         trajectory: Weights before training and after each epoch, ``[epochs + 1, P]``.
         momentum: What SGD carries on from the last row, ``[P]``, or None.
         statistics: Running statistics of batch norms at the last row, ``[S]``, or None.
@@ -113,21 +99,11 @@ class ExpertState:
 
 @dataclass(frozen=True)
 class ExpertMetadata:
-    """What a file says about its expert.
-
-    Args:
-        identity: Network, data and recipe.
-        seed: Seed of the recipe.
-        accuracies: Accuracies after each epoch.
-        package_version: Version of dd_lightning that wrote the file.
-        format_version: Version of the layout.
-    """
+    """What a file says about its expert: network, data and recipe, the recipe's seed, and accuracies."""
 
     identity: ExpertIdentity
     seed: int
     accuracies: ExpertAccuracies
-    package_version: str
-    format_version: int
 
 
 class ExpertStore:
@@ -140,7 +116,7 @@ class ExpertStore:
         path: The directory.
 
     Raises:
-        InputError: If ``path`` is a file. All methods that read raise it if a file is missing, damaged or foreign.
+        InputError: If ``path`` is a file. Methods that read raise it if a file is missing, damaged or foreign.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -166,17 +142,14 @@ class ExpertStore:
             return rows - 1
 
     def rows(self, id: int, epochs: Sequence[int]) -> Tensor:
-        """Return the flat weights of expert ``id`` after the given numbers of epochs, reading no other row.
+        """Return the flat weights of expert ``id`` after some numbers of epochs, reading no other row.
 
         Args:
             id: The expert.
             epochs: Numbers of epochs, 0 being the initial weights; any order, repeats allowed.
 
         Returns:
-            A tensor of shape ``[len(epochs), P]``, float32, on the host, that shares memory with nothing.
-
-        Raises:
-            InputError: If an epoch is not stored.
+            ``[len(epochs), P]``, float32, on the host, sharing memory with nothing.
         """
         with self._opened(id) as file:
             part = file.get_slice("trajectory")
@@ -197,13 +170,8 @@ class ExpertStore:
         with self._opened(id) as file:
             values = json.loads(file.metadata()[METADATA_KEY])
         try:
-            return ExpertMetadata(
-                identity=ExpertIdentity(**values["identity"]),
-                seed=values["seed"],
-                accuracies=ExpertAccuracies(**values["accuracies"]),
-                package_version=values["package_version"],
-                format_version=values["format_version"],
-            )
+            accuracies = ExpertAccuracies(**values["accuracies"])
+            return ExpertMetadata(ExpertIdentity(**values["identity"]), values["seed"], accuracies)
         except (KeyError, TypeError) as error:
             raise self._unreadable(id, f"its metadata lack or mistake {error}") from error
 
@@ -218,22 +186,17 @@ class ExpertStore:
     def check(self, identity: ExpertIdentity) -> None:
         """Compare every stored expert with what is wanted.
 
-        Args:
-            identity: The wanted network, data and recipe.
-
         Raises:
             InputError: If a file differs, naming the file, the first field that differs and both values.
         """
-        wanted = identity.plain()
+        wanted = dict(_leaves("", identity.plain()))
         for id in self.ids():
-            stored = self.metadata(id).identity.plain()
-            for name, value in wanted.items():
-                difference = _first_difference(name, stored[name], value)
-                if difference:
-                    where, has, wants = difference
+            stored = dict(_leaves("", self.metadata(id).identity.plain()))
+            for name in [*wanted, *stored]:
+                if stored.get(name) != wanted.get(name):
                     raise InputError(
-                        f"{self.file(id)} was made with {where} = {has}, this run has {wants}; "
-                        "give this run another expert path, or the setting of the stored experts"
+                        f"{self.file(id)} was made with {name} = {stored.get(name)!r}, this run has "
+                        f"{wanted.get(name)!r}; give this run another expert path, or the setting of the stored experts"
                     )
 
     def write(self, experts: Mapping[int, ExpertState], identity: ExpertIdentity, seed: int) -> None:
@@ -312,20 +275,13 @@ def _serialized(expert: ExpertState, identity: ExpertIdentity, seed: int) -> byt
     return bytes(safetensors.torch.save(on_host, {METADATA_KEY: text}))
 
 
-def _first_difference(name: str, stored: object, wanted: object) -> tuple[str, str, str] | None:
-    """Find the first place where two JSON values differ, as (place, stored value, wanted value)."""
-    if stored == wanted:
-        return None
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in sorted(stored.keys() | wanted.keys()):
-            inner = _first_difference(f"{name}.{key}", stored.get(key), wanted.get(key))
-            if inner:
-                return inner
-    if isinstance(stored, list) and isinstance(wanted, list):
-        if len(stored) != len(wanted):
-            return f"length of {name}", str(len(stored)), str(len(wanted))
-        for index, (has, wants) in enumerate(zip(stored, wanted, strict=True)):
-            inner = _first_difference(f"{name}[{index}]", has, wants)
-            if inner:
-                return inner
-    return name, repr(stored), repr(wanted)
+def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """Name the plain values within a JSON value."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}".lstrip("."), inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(f"{name}[{index}]", inner)
+    else:
+        yield name, value

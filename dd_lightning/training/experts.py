@@ -27,7 +27,7 @@ _BYTES_PER_PIXEL = 6 * 1024  # twice what ConvNet-3 of width 128 keeps per input
 
 
 def experts_together(device_type: str, vmappable: bool, pixels: int, memory: int | None = None) -> int:
-    """Choose how many experts are trained at once.
+    """Choose how many experts are trained at once: one where a batched pass does not pay, else as many as fit.
 
     Args:
         device_type: ``torch.device.type``.
@@ -35,10 +35,6 @@ def experts_together(device_type: str, vmappable: bool, pixels: int, memory: int
         pixels: Batch size times height times width, for one expert.
         memory: Bytes of the whole accelerator, if known. (What is free changes from run to run, and with it would the
             size of the groups and so the rounding.)
-
-    Returns:
-        1 where one batched pass does not pay; else up to 16 on a CPU and up to 10 on an accelerator, as far as the
-        memory goes.
 
     Example:
         >>> experts_together("cpu", True, 64 * 8 * 8), experts_together("cpu", True, 256 * 32 * 32)
@@ -136,11 +132,9 @@ def train_experts(
     ):
         # calls of the whole job, stored or not: an interrupted one goes on as it began
         calls = num_experts * epochs * -(-len(real) // recipe.batch_size)
-        targets = recipe.targets(real.labels, real.num_classes, real.images.dtype)
-        counts = {len(group) for group in groups}
-        passes.compile(
-            execution.compile, calls, real.images, targets, recipe.batch_size, counts, "the experts' step", progress_bar
-        )
+        targets, counts = recipe.targets(real.labels, real.num_classes, real.images.dtype), {len(ids) for ids in groups}
+        data, what = (real.images, targets), "the experts' step"
+        passes.compile(execution.compile, calls, data, recipe.batch_size, counts, what, progress_bar)
         job = _Job(passes, real, targets, held_out and held_out.to(device), store, identity, recipe, epochs)
         remaining = sum(epochs - max(0, stored) for stored, ids in waiting.items() for _ in ids)
         with epoch_bar("experts", remaining * len(real), progress_bar) as show:

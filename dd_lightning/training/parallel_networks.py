@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_stat_scores
 from dd_lightning.execution.compile import Backend, Compile, compiled, compiles, laid_out, try_compile
 from dd_lightning.execution.memory import memory_model
 from dd_lightning.execution.options import MicroBatch
-from dd_lightning.execution.precision import Parameters, Precision, in_precision, tensor_float
+from dd_lightning.execution.precision import Precision, tensor_float
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import partial_gradients_and_other
@@ -30,8 +30,7 @@ Derivative = Callable[[Tensor, Tensor, Tensor, Tensor], Results]
 """Of (theta, statistics, images, targets)."""
 
 CACHE_BYTES = 36 * 2**20
-"""What one pass may hold so that a processor with tens of MiB of cache need not wait for its memory: the limit was
-among the fastest for ConvNet-3 of widths 32 and 128 on 32 MiB of cache."""
+"""What a pass on a CPU may hold. Among the fastest for ConvNet-3 of widths 32 and 128 on 32 MiB of cache."""
 
 BACKEND: Backend = "inductor"
 """What torch.compile compiles with."""
@@ -42,9 +41,8 @@ _HOST_PIXELS = 4096
 def batching_pays(device_type: str, pixels: int) -> bool:
     """Tell whether one batched pass over several networks beats one pass per network.
 
-    On an accelerator small batches leave the chip idle, so batching always pays. On a CPU it pays only while one
-    network's work is too small to fill the cores: up to about 4096 pixels per network and step (64 digits of 8 x 8) on
-    two threads, about 1024 on one. Beyond, batched convolutions are the slower ones.
+    Always on an accelerator, which small batches leave idle. On a CPU, only while one network's work is too small to
+    fill the cores: up to about 4096 pixels per network and step (64 digits of 8 x 8) on two threads, 1024 on one.
 
     Args:
         device_type: ``tensor.device.type``.
@@ -66,9 +64,9 @@ def images_per_pass(
 ) -> int:
     """Return how many images of a batch to pass through a network at once on a CPU.
 
-    Norms, activations and pooling do next to nothing with what they read, so a batch whose tensors do not stay in the
+    Norms, activations and pooling do next to nothing with what they read, so a batch whose tensors leave the
     processor's cache is computed at the speed of the memory. But every pass reads all weights and writes their
-    gradient: where these alone are large, nothing is gained. The number follows from the shapes of the tensors alone.
+    gradient: if these alone are large, pieces gain nothing.
 
     Args:
         network: The architecture.
@@ -78,11 +76,9 @@ def images_per_pass(
         limit: Bytes that the images of one pass may add to its peak.
 
     Returns:
-        A power of two, so that usual batches make equal pieces; or the whole batch, if that is no more, or if a pass
-        over no images would hold more than half of the limit.
+        A power of two; or the whole batch if that is no more, or if a pass without images holds over half of the limit.
     """
-    passes = Passes(network, precision=precision)
-    thetas = [torch.zeros(network.num_parameters)]
+    passes, thetas = Passes(network, precision=precision), [torch.zeros(network.num_parameters)]
 
     def probe(count: int) -> None:
         images = torch.zeros(count, *network.image_shape)
@@ -113,35 +109,20 @@ def piece_of(
         precision: What the network's layers compute in.
 
     Raises:
-        InputError: If the batches would be cut, and the network has batch norm.
-
-    Example:
-        >>> network = FunctionalNetwork("ConvNet-3", (3, 32, 32), 10)
-        >>> (
-        ...     piece_of(network, "auto", 256, "cpu"),
-        ...     piece_of(network, "auto", 256, "cuda"),
-        ...     piece_of(network, 8, 256, "cpu"),
-        ... )
-        (16, 256, 8)
+        InputError: If ``micro_batch`` cuts the batches of a network with batch norm.
     """
     if micro_batch == "auto":
         cuts = device_type == "cpu" and not network.uses_batch_statistics
         return images_per_pass(network, batch, precision) if cuts else batch
-    if micro_batch is None or micro_batch >= batch:
-        return batch
-    if network.uses_batch_statistics:
-        raise InputError(
-            f"micro_batch is {micro_batch}, but network {network.name!r} has batch norm, which needs all {batch} "
-            "images of a batch at once; set execution.micro_batch: null, or use another norm"
-        )
-    return micro_batch
+    network.check_pieces(micro_batch, batch)
+    return batch if micro_batch is None else min(micro_batch, batch)
 
 
 def check_batches(network: FunctionalNetwork, images: int, batch_size: int) -> None:
-    """Refuse a data set whose last batch of an epoch would leave a batch norm one value per channel, hence no variance.
+    """Refuse batches that leave a batch norm one value per channel, hence no variance.
 
     Raises:
-        InputError: If it would.
+        InputError: If the last batch of an epoch over so many images is one.
     """
     if not network.uses_batch_statistics or (images % batch_size or min(images, batch_size)) > 1:
         return
@@ -160,15 +141,12 @@ class Passes:
     Args:
         network: The architecture.
         precision: What its layers compute in; None leaves torch's TF32 switches alone.
-        vectorized: One batched pass over all networks instead of one pass per network. The network must be
-            ``vmappable``. Both give the same numbers up to rounding. One by one, a network's numbers do not depend on
-            the others, to the last bit, if the stacks are sequences: where a slice of a larger tensor begins may change
-            how it is summed.
+        vectorized: One batched pass over all networks instead of one pass per network: the same up to rounding. The
+            network must be ``vmappable``. One by one, a network's numbers do not depend on the others to the last bit,
+            if the stacks are sequences: where a slice of a larger tensor begins may change how it is summed.
         piece: The most images of each network in one pass. Longer batches are computed in pieces whose gradients are
-            added: the same up to rounding, in the memory of one piece, unless the network has batch norm. None for
-            whole batches.
-        running_statistics: Collect the running statistics of batch norms while the networks are trained, as networks
-            need that will be tested. Without, batch norm uses the statistics of the batch everywhere.
+            added: the same up to rounding, in the memory of one piece, unless the network has batch norm.
+        running_statistics: Collect running statistics of batch norms during training, for networks that will be tested.
 
     Example:
         >>> network = FunctionalNetwork("ConvNet-1-W8", (1, 8, 8), 10)
@@ -187,10 +165,10 @@ class Passes:
         piece: int | None = None,
         running_statistics: bool = False,
     ) -> None:
-        self.network = network
-        self._running_statistics = running_statistics
+        self.network = network.in_precision(precision or "float32")
         self.vectorized = vectorized
         self.piece = piece
+        self.initial_statistics = network.initial_statistics() if running_statistics else torch.zeros(0)
         self._precision = precision
         self._eager = self._derivative()
         self._compiled: Derivative | None = None
@@ -199,28 +177,26 @@ class Passes:
     @property
     def is_compiled(self) -> bool:
         """Whether batches of some shapes have compiled gradients."""
-        return bool(self._shapes)
+        return self._compiled is not None
 
     def compile(
         self,
         choice: Compile | bool,
         calls: int,
-        images: Tensor,
-        targets: Tensor,
+        data: tuple[Tensor, Tensor],
         batch_size: int,
         counts: Collection[int],
         what: str,
         progress_bar: bool = False,
     ) -> None:
-        """Compile the gradients for the shapes that a data set's batches have, if asked to or if it repays itself.
+        """Compile the gradients of the batches of a data set, if asked to or if it repays itself.
 
-        That takes up to minutes. Only rounding differs. Other shapes stay eager.
+        That takes up to minutes. Only rounding differs. Batches of other shapes stay eager.
 
         Args:
             choice: ``on``, ``off`` or ``auto``; see :func:`~dd_lightning.execution.compile.compiles`.
             calls: Gradients of the whole run.
-            images: The data, ``[n, C, H, W]``.
-            targets: Class indices ``[n]`` or label logits ``[n, classes]``.
+            data: Images ``[n, C, H, W]`` and targets, ``[n]`` or ``[n, classes]``.
             batch_size: Images per step.
             counts: How many networks there may be; matters if vectorized.
             what: What is compiled, for messages.
@@ -229,12 +205,11 @@ class Passes:
         Raises:
             InputError: If the choice is ``on`` and compilation fails.
         """
-        if not compiles(choice, images.device, calls):
+        if not compiles(choice, data[0].device, calls):
             return
-        lengths = {len(part) for batch in images.split(batch_size) for part in batch.split(self.piece or batch_size)}
-        heads = [(images[:length], targets[:length]) for length in sorted(lengths)]
-        sizes = sorted(counts) if self.vectorized else [None]
-        batches = [(_repeated(some, k), _repeated(labels, k)) for k in sizes for some, labels in heads]
+        lengths = {len(part) for batch in data[0].split(batch_size) for part in batch.split(self.piece or batch_size)}
+        sizes = [(k, n) for k in (sorted(counts) if self.vectorized else [None]) for n in sorted(lengths)]
+        batches = [[_repeated(part[:n], k) for part in data] for k, n in sizes]
 
         def make() -> Derivative:
             derivative = compiled(self._eager, BACKEND)
@@ -245,22 +220,15 @@ class Passes:
                     found: Results = derivative(theta, statistics, laid_out(images), targets.contiguous())
                 return found
 
-            theta, statistics = self.network.initial(0).to(images), self.statistics(1)[0].to(images)
-            with epoch_bar(f"compiling {what}", len(batches), progress_bar) as show, self._tensor_float(images.device):
-                for done, (some, labels) in enumerate(batches, 1):
-                    count = len(some) if self.vectorized else None
-                    call(_repeated(theta, count), _repeated(statistics, count), some, labels)
+            state = [part.to(data[0]) for part in (self.network.initial(0), self.initial_statistics)]
+            with epoch_bar(f"compiling {what}", len(batches), progress_bar) as show, self._tensor_float(data[0].device):
+                for done, ((count, _), batch) in enumerate(zip(sizes, batches, strict=True), 1):
+                    call(*(_repeated(part, count) for part in state), *batch)
                     show(done)
             return call
 
         self._compiled = try_compile(make, choice, what, "execution.compile")
-        if self._compiled is not None:
-            self._shapes = {(some.shape, labels.dtype) for some, labels in batches}
-
-    def statistics(self, count: int) -> Tensor:
-        """Return the running statistics ``[K, S]`` that untrained networks begin with; ``[K, 0]`` if none are kept."""
-        kept = self.network.initial_statistics() if self._running_statistics else torch.zeros(0)
-        return kept.repeat(count, 1)
+        self._shapes = {(images.shape, targets.dtype) for images, targets in batches}
 
     def gradients(self, thetas: Stack, images: Stack, targets: Stack, statistics: Stack | None = None) -> Results:
         """Return each network's gradient of the mean cross-entropy of its own batch, without a graph.
@@ -269,18 +237,17 @@ class Passes:
             thetas: Weights, ``[K, P]``.
             images: Batches, ``[K, B, C, H, W]``.
             targets: Class indices ``[K, B]`` or label logits ``[K, B, classes]``.
-            statistics: Running statistics ``[K, S]`` before the pass; None keeps none.
+            statistics: Running statistics ``[K, S]`` before the pass; None collects none.
 
         Returns:
             Gradients ``[K, P]``, logits ``[K, B, classes]`` and running statistics ``[K, S]`` after the pass.
         """
-        if statistics is None:
-            statistics = images[0].new_zeros(len(thetas), 0)
+        stacks = (thetas, _given(statistics, thetas), images, targets)
         if self.vectorized:
-            return self._in_pieces(_stacked(thetas), _stacked(statistics), _stacked(images), _stacked(targets))
-        each = [self._in_pieces(*one) for one in zip(thetas, statistics, images, targets, strict=True)]
-        gradients, logits, moved = zip(*each, strict=True)
-        return torch.stack(gradients), torch.stack(logits), torch.stack(moved)
+            return self._in_pieces(*(_stacked(parts) for parts in stacks))
+        each = [self._in_pieces(*one) for one in zip(*stacks, strict=True)]
+        gradients, logits, moved = (torch.stack(parts) for parts in zip(*each, strict=True))
+        return gradients, logits, moved
 
     @torch.no_grad()
     def logits(self, thetas: Stack, images: Tensor, statistics: Stack | None = None) -> Tensor:
@@ -290,28 +257,17 @@ class Passes:
         """
 
         def logits(theta: Tensor, statistics: Tensor) -> Tensor:
-            def tested(theta: Parameters, images: Tensor) -> Tensor:
-                return self.network.test_pass(theta, statistics, images)
+            return self.network.test_pass(theta, statistics, images)
 
-            return in_precision(tested, self._precision or "float32")(theta, images)
-
-        if statistics is None:
-            statistics = images.new_zeros(len(thetas), 0)
+        stacks = (thetas, _given(statistics, thetas))
         with self._tensor_float(images.device):
             if self.vectorized:
-                every: Tensor = vmap(logits)(_stacked(thetas), _stacked(statistics))
+                every: Tensor = vmap(logits)(*(_stacked(parts) for parts in stacks))
                 return every
-            return torch.stack([logits(*one) for one in zip(thetas, statistics, strict=True)])
+            return torch.stack([logits(*one) for one in zip(*stacks, strict=True)])
 
     def accuracies(self, thetas: Stack, held_out: RealSet, batch: int, statistics: Stack | None = None) -> list[float]:
-        """Return the top-1 accuracy of every network on held-out data, in [0, 1].
-
-        Args:
-            thetas: Weights, ``[K, P]``.
-            held_out: The data.
-            batch: Images per pass.
-            statistics: As for :meth:`logits`.
-        """
+        """Return the top-1 accuracy of every network on held-out data, in [0, 1], by passes of ``batch`` images."""
         correct, classes = torch.zeros(len(thetas), device=held_out.images.device), held_out.num_classes
         for images, labels in zip(held_out.images.split(batch), held_out.labels.split(batch), strict=True):
             for row, logits in enumerate(self.logits(thetas, images, statistics)):
@@ -320,25 +276,20 @@ class Passes:
         return accuracies
 
     def _derivative(self) -> Derivative:
-        network, precision = self.network, self._precision or "float32"
+        network = self.network
 
         def loss(
             theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            def forward(theta: Parameters, images: Tensor) -> Tensor:
-                nonlocal statistics
-                logits, statistics = network.training_pass(theta, statistics, images)
-                return logits
-
-            logits = in_precision(forward, precision)(theta, images)
-            return classification_loss(logits, targets), (logits, statistics)
+            logits, moved = network.training_pass(theta, statistics, images)
+            return classification_loss(logits, targets), (logits, moved)
 
         def one(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
             with torch.no_grad():  # leaves no graph
                 (gradient,), (logits, moved) = partial_gradients_and_other(
                     lambda parts: loss(parts[0], statistics, images, targets), [theta], [0]
                 )
-            return gradient, logits.detach(), moved
+            return gradient, logits, moved
 
         def all_at_once(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
             gradient, (logits, moved) = vmap(grad(loss, has_aux=True))(theta, statistics, images, targets)
@@ -350,13 +301,15 @@ class Passes:
         """Weigh the pieces' mean gradients by their lengths: the sum is the gradient of the whole batch's mean."""
         axis = 1 if self.vectorized else 0
         theta, images, targets, length = theta.detach(), images.detach(), targets.detach(), images.shape[axis]
+        size = min(self.piece or length, length)
+        total: Tensor | None = None
+        outputs = []
         with self._tensor_float(images.device):
-            if self.piece is None or self.piece >= length:
-                return self._of(images, targets)(theta, statistics, images, targets)
-            total: Tensor | None = None
-            outputs = []
-            for part, labels in zip(images.split(self.piece, axis), targets.split(self.piece, axis), strict=True):
-                gradient, logits, statistics = self._of(part, labels)(theta, statistics, part, labels)
+            for part, labels in zip(images.split(size, axis), targets.split(size, axis), strict=True):
+                known = self._compiled if (part.shape, labels.dtype) in self._shapes else None
+                gradient, logits, statistics = (known or self._eager)(theta, statistics, part, labels)
+                if size == length:
+                    return gradient, logits, statistics
                 share = part.shape[axis] / length
                 total = gradient * share if total is None else total.add_(gradient, alpha=share)
                 outputs.append(logits)
@@ -366,10 +319,6 @@ class Passes:
 
     def _tensor_float(self, device: torch.device) -> AbstractContextManager[None]:
         return nullcontext() if self._precision is None else tensor_float(self._precision, device)
-
-    def _of(self, images: Tensor, targets: Tensor) -> Derivative:
-        compiled_for = (images.shape, targets.dtype) in self._shapes
-        return self._compiled if self._compiled is not None and compiled_for else self._eager
 
 
 class ParallelTraining:
@@ -394,17 +343,17 @@ class ParallelTraining:
         thetas: Iterable[Tensor],
         lr: float,
         recipe: TrainingRecipe,
-        momenta: Iterable[Tensor | None] | None = None,
-        statistics: Iterable[Tensor | None] | None = None,
+        momenta: Iterable[Tensor | None] = (),
+        statistics: Iterable[Tensor | None] = (),
     ) -> None:
         self.thetas = [theta.detach().clone() for theta in thetas]
-        self.statistics = passes.statistics(len(self.thetas)).to(self.thetas[0])
-        for row, kept in enumerate(statistics or ()):
+        self.statistics = passes.initial_statistics.to(self.thetas[0]).repeat(len(self.thetas), 1)
+        for row, kept in enumerate(statistics):
             if kept is not None:
                 self.statistics[row] = kept
         self._passes = passes
         self._sgd = torch.optim.SGD(self.thetas, lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-        for theta, momentum in zip(self.thetas, momenta or [None] * len(self.thetas), strict=True):
+        for theta, momentum in zip(self.thetas, momenta, strict=False):
             if momentum is not None:
                 self._sgd.state[theta]["momentum_buffer"] = momentum.to(theta, copy=True)
 
@@ -426,6 +375,10 @@ class ParallelTraining:
             theta.grad = gradient
         self._sgd.step()
         return logits
+
+
+def _given(statistics: Stack | None, thetas: Stack) -> Stack:
+    return thetas[0].new_zeros(len(thetas), 0) if statistics is None else statistics
 
 
 def _stacked(parts: Stack) -> Tensor:

@@ -482,7 +482,7 @@ def test_out_of_memory_in_a_classwise_step_and_in_its_pool(cli: Cli, monkeypatch
     estimate = r"\(the estimate of a step is about .*one class .* MiB \(8 real and 4 synthetic images\)\)"
     for owner, name, doing, remedy in (
         (GradientMatching, "loss", "computing the gradient", "objective.batch_real or objective.batch_syn"),
-        (NetworkPool, "refresh", "updating the pool", "pool.recipe.batch_size"),
+        (NetworkPool, "update", "updating the pool", "pool.recipe.batch_size"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, failing(getattr(owner, name), 1, OUT_OF_MEMORY["host"]))

@@ -56,7 +56,7 @@ def made(images: RealSet | None = None, seed: int = SEED, **options: Any) -> Net
 
 def refresh(pool: NetworkPool, winner: int = 0, drawn: Sequence[int] | None = None, seed: int = SEED) -> None:
     places = [winner] if drawn is None else drawn
-    pool.refresh((winner,), [(place,) for place in places], StepContext(seed, 1))
+    pool.update((winner,), [(place,) for place in places], StepContext(seed, 1))
 
 
 def weights(pool: NetworkPool) -> list[Tensor]:
@@ -383,7 +383,7 @@ def test_a_state_on_disk_goes_on_bit_for_bit(options: dict[str, Any]) -> None:
     def go_on(pool: NetworkPool, steps: range) -> None:
         for step in steps:
             keys = pool.draw(2, StepContext(SEED, step))
-            pool.refresh(keys[0], keys, StepContext(SEED, step + 1))
+            pool.update(keys[0], keys, StepContext(SEED, step + 1))
 
     settings: dict[str, Any] = {"num_networks": 3, "age_limit": 4, "recipe": small.LIVE_RECIPE, **options}
     whole = made(**settings)

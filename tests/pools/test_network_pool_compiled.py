@@ -63,7 +63,7 @@ def trained(pool: NetworkPool, double: bool = False, updates: int = 2) -> Tensor
     if double:
         pool._members[0].theta = pool._members[0].theta.double()
     for step in range(updates):
-        pool.refresh((0,), [(0,)], StepContext(7, step + 1))
+        pool.update((0,), [(0,)], StepContext(7, step + 1))
     return pool.load((0,)).theta
 
 

@@ -86,7 +86,7 @@ def test_cursors_by_hand(store: Path) -> None:
     for step in range(5):
         key = next(key for key in pool.draw(4, StepContext(0, step)) if key[0] == 2)
         seen.append(key[1])
-        pool.refresh(key, [key], StepContext(0, step + 1))
+        pool.update(key, [key], StepContext(0, step + 1))
     assert seen == [1, 2, 1, 2, 1]  # the window is {1, 2}
     assert pool.cursors == [1, 1, 2, 1]
     other = prepared(store, refresh="advance")
@@ -99,25 +99,25 @@ def test_cursor_follows_the_growing_window(store: Path) -> None:
     seen = []
     for step in range(6):
         seen.append(pool.cursors[0])
-        pool.refresh((0, pool.cursors[0]), [], StepContext(0, step + 1))
+        pool.update((0, pool.cursors[0]), [], StepContext(0, step + 1))
     # ends at steps 1, 2, 3, ...: 2, 3, 3, ...
     assert seen == [0, 1, 2, 0, 1, 2]
 
 
 def test_redraw_keeps_no_cursor(store: Path) -> None:
     pool = prepared(store)
-    pool.refresh((0, 1), [(0, 1)], StepContext(0, 1))
+    pool.update((0, 1), [(0, 1)], StepContext(0, 1))
     assert pool.cursors == [0] * small.EXPERTS
 
 
 def test_cursors_of_a_fit_that_goes_on_and_of_one_that_starts_clean(store: Path) -> None:
     pool = small.pool(store, num_experts=2, refresh="advance")
     pool.prepare(setup())
-    pool.refresh((1, 0), [], StepContext(0, 1))
+    pool.update((1, 0), [], StepContext(0, 1))
     assert pool.cursors == [0, 1]
     pool.prepare(setup(size=4, continues=True))  # grown in between
     assert (len(pool), pool.cursors) == (4, [0, 1, 0, 0])
-    pool.refresh((3, 0), [], StepContext(0, 2))
+    pool.update((3, 0), [], StepContext(0, 2))
     assert sorted(pool.draw(4, StepContext(0, 3))) == [(0, 0), (1, 1), (2, 0), (3, 1)]
     pool.prepare(setup())
     assert (len(pool), pool.cursors) == (2, [0, 0])

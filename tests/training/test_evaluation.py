@@ -401,7 +401,7 @@ def test_batch_norm_is_trained_and_tested_as_an_ordinary_module(
     if how == "compiled":
         monkeypatch.setattr(parallel_networks, "BACKEND", "aot_eager")
         labels = protocol.targets(targets, small.CLASSES, images.dtype)
-        passes.compile("on", 1, images, labels, 4, [COUNT], "a test")
+        passes.compile("on", 1, (images, labels), 4, [COUNT], "a test")
     training = train_fresh_networks(
         images, targets, RATE, tested, protocol, COUNT, SEED, lambda _: None, lambda _: None, passes
     )

@@ -161,9 +161,9 @@ def test_compiled_gradients_are_the_eager_ones(
     thetas, images, labels = stacks
     passes = Passes(network, vectorized=vectorized, piece=piece)
     expected = passes.gradients(thetas, images, labels)
-    passes.compile("off", 10**9, images[0], labels[0], 5, [3], "a test")
+    passes.compile("off", 10**9, (images[0], labels[0]), 5, [3], "a test")
     assert not passes.is_compiled
-    passes.compile("on", 1, images[0], labels[0], 5, [3], "a test")
+    passes.compile("on", 1, (images[0], labels[0]), 5, [3], "a test")
     assert passes.is_compiled
     count = len(compilations)
     assert count == (1 if piece is None else 2)  # of every length of a piece, whatever the number of networks
