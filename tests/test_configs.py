@@ -11,7 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import dd_lightning.module
-from dd_lightning.cli.main import DistillationCLI, main
+from dd_lightning.cli import fit as cli_fit
+from dd_lightning.cli.fit import DistillationCLI
+from dd_lightning.cli.main import main
 from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.policies import AugmentationPolicy
 from dd_lightning.functional.random import step_generator
@@ -149,8 +151,14 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
     def run(*names: str, flags: Sequence[str] = ()) -> Ran:
         done: list[DistillationCLI] = []
         initial: list[Tensor] = []
+        run_and_forget = cli_fit.run
+
+        def run_and_keep(cli: DistillationCLI) -> None:
+            run_and_forget(cli)
+            done.append(cli)
+
         with monkeypatch.context() as patch:
-            patch.setattr(DistillationCLI, "after_fit", lambda cli: done.append(cli))
+            patch.setattr(cli_fit, "run", run_and_keep)
             patch.setattr(
                 DistillationModule, "on_train_start", lambda module: initial.append(module.synthetic_set.images.clone())
             )
@@ -168,7 +176,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DistillationCLI]:
     def run(name: str) -> DistillationCLI:
         built: list[DistillationCLI] = []
         with monkeypatch.context() as patch:
-            patch.setattr(DistillationCLI, "_run_subcommand", lambda cli, subcommand: built.append(cli))
+            patch.setattr(cli_fit, "run", built.append)
             main(["fit", *_config_flags(name)])
         return built[0]
 
@@ -193,7 +201,7 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
     root = ["--data.init_args.root", str(hundred_classes)] if hundred else []
     cli, initial = fit(name, *(["dynadistill"] if dynadistill else []), *_smoke(name), flags=[*outer, *root])
 
-    module, data, config = cli.model, cli.datamodule, cli.config.fit
+    module, data, config = cli.model, cli.datamodule, cli.config
     assert isinstance(module, DistillationModule)
     images = module.synthetic_set.images.detach()
     assert images.shape == (2 * data.num_classes, *data.image_shape)
@@ -278,7 +286,7 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
     assert module.pool.recipe.describe(50) == {**recipe, "augmentation": strategy}
     assert (data.val_fraction, data.verify, data.download) == (0.0, True, True)
     assert cli.trainer.max_steps == 2000
-    config = cli.config.fit
+    config = cli.config
     assert (config.seed_everything, config.name, config.selection) == (0, name.replace("/", "_"), None)
     assert config.model.objective.init_args.augmentation == strategy
     evaluation = config.evaluation.init_args
@@ -337,7 +345,7 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     assert (data.color_space, data.val_fraction, data.verify, data.download) == ("normalized", 0.0, True, True)
     assert data.channel_stats == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     assert cli.trainer.max_steps == 400 * 100
-    config = cli.config.fit
+    config = cli.config
     assert (config.seed_everything, config.name, config.selection) == (0, name.replace("/", "_"), None)
     evaluation = config.evaluation.init_args
     assert evaluation.every_n_steps == 40 * 100
