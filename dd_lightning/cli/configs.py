@@ -13,23 +13,23 @@ import dd_lightning
 from dd_lightning.functional.errors import InputError
 
 _PACKAGE = Path(dd_lightning.__file__).parent
-PACKAGED = next((folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()), None)
+PACKAGED = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 """The package's configurations: inside it when installed from a wheel, beside it in a checkout."""
 
-RENAMED = {
-    **{
-        f"model.{place}.{option}": f"model.execution.{option}, or for this part alone model.{part}.execution.{option}"
-        for part, place, options in (
-            ("objective", "objective", ("compile", "precision", "micro_batch", "memory_gb")),
-            ("pool", "pool", ("compile", "precision")),
-            ("pool", "pool.recipe", ("compile", "micro_batch")),
-        )
-        for option in options
-    },
-    **{f"recipe.{option}": f"execution.{option}" for option in ("compile", "micro_batch")},
-    "evaluation.compile": "model.execution.compile, or for evaluations alone evaluation.execution.compile",
-    "evaluation.early_networks": "evaluation.num_networks_intermediate",
+_MOVED = {
+    "model.objective": ("compile", "precision", "micro_batch", "memory_gb"),
+    "model.pool": ("compile", "precision"),
+    "model.pool.recipe": ("compile", "micro_batch"),
+    "evaluation": ("compile",),
+    "recipe": ("compile", "micro_batch"),
 }
+RENAMED = {
+    f"{place}.{option}": f"execution.{option}"
+    if place == "recipe"
+    else f"model.execution.{option}, or for this part alone {place.removesuffix('.recipe')}.execution.{option}"
+    for place, options in _MOVED.items()
+    for option in options
+} | {"evaluation.early_networks": "evaluation.num_networks_intermediate"}
 """Options of earlier versions, and what replaces them."""
 
 _OLD_DEFAULTS: dict[str, tuple[Any, ...]] = {
@@ -61,15 +61,12 @@ def find_config(name: str) -> Path:
     Raises:
         InputError: If there is none; the message has the nearest packaged name.
     """
-    packaged = [PACKAGED / name, PACKAGED / f"{name}.yaml"] if PACKAGED is not None else []
-    for path in (Path(name), *packaged):
+    for path in (Path(name), PACKAGED / name, PACKAGED / f"{name}.yaml"):
         if path.is_file():
             return path
     if Path(name).is_dir():
         raise InputError(f"--config is {name!r}, which is a folder; give a YAML file")
-    names = (
-        [path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml")] if PACKAGED else []
-    )
+    names = [path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml")]
     near = difflib.get_close_matches(name.removeprefix("configs/").removesuffix(".yaml"), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "give a path, or a packaged name such as quickstart"
     raise InputError(f"--config is {name!r}, which is neither a file nor a packaged configuration; {hint}")
@@ -96,8 +93,7 @@ def resolve_args(args: Sequence[str]) -> list[str]:
 
 def _read_config(given: str) -> dict[str, Any]:
     """Return the options of a path, of a packaged name or of YAML text, without old defaults of renamed ones."""
-    inline = ":" in given and not Path(given).exists()
-    name, text = ("--config", given) if inline else (given, find_config(given).read_text())
+    name, text = ("--config", given) if ": " in given else (given, find_config(given).read_text())
     try:
         values = get_loader("yaml")(current_names(text))
     except yaml.YAMLError as error:

@@ -14,7 +14,6 @@ import dd_lightning
 from dd_lightning.cli.configs import RENAMED, resolve_args
 from dd_lightning.cli.errors import stop
 from dd_lightning.cli.help import HelpFormatter
-from dd_lightning.functional.errors import InputError
 from dd_lightning.objectives import MatchingObjective
 from dd_lightning.pools import CandidatePool
 
@@ -82,11 +81,7 @@ class OneLineParser(ArgumentParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:  # noqa: ANN401  (jsonargparse's own)
         """Parse options."""
-        try:
-            resolved = resolve_args(args)
-        except InputError as error:
-            self.error(str(error))
-        return super().parse_args(resolved, *rest, **options)
+        return super().parse_args(resolve_args(args), *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2."""

@@ -64,7 +64,6 @@ def test_a_local_file_wins_over_a_packaged_one(cli: Cli) -> None:
         ("broken.yaml", "broken.yaml is not YAML: .*line 2, column 1"),
         ("list.yaml", "list.yaml holds no options"),
         ("empty.yaml", "empty.yaml holds no options"),
-        ("", "--config: expected one argument"),
     ],
 )
 def test_bad_configurations(cli: Cli, given: str, said: str) -> None:
@@ -72,9 +71,8 @@ def test_bad_configurations(cli: Cli, given: str, said: str) -> None:
     for name, text in {"broken": "model: {ipc: 1\n", "list": "- 1\n", "empty": ""}.items():
         (cli.folder / f"{name}.yaml").write_text(text)
     for command in ("fit", "experts"):
-        line = cli.refused(command, "--config", given, status=2)
-        assert re.search(said, line)
-        assert line.lower().endswith(f"see dd-lightning {command} --help")
+        assert re.search(said, cli.refused(command, "--config", given))
+        assert re.search("--config: expected one argument", cli.refused(command, "--config", status=2))
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
