@@ -50,7 +50,11 @@ def learned(folder: Path) -> dict[str, Tensor]:
     """Return what the run's only checkpoint holds of the synthetic set."""
     (checkpoint,) = folder.glob("runs/*/version_0/checkpoints/*.ckpt")
     state = torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"]
-    return {name.rpartition(".")[2]: tensor for name, tensor in state.items() if name.startswith("synthetic.")}
+    return {
+        name.rpartition(".")[2]: value
+        for name, value in state.items()
+        if name.startswith("synthetic.") and isinstance(value, Tensor)
+    }
 
 
 def commit(checkout: Path) -> str:
@@ -81,7 +85,7 @@ def main() -> None:
                 if not (folder / name).exists():
                     distill(checkout, first / "configs", generated, case, selection, folder / name)
             ours, theirs = (learned(folder / name) for folder in folders)
-            differing = [key for key in ours | theirs if not torch.equal(ours[key], theirs[key])]
+            differing = [key for key, value in ours.items() if not torch.equal(value, theirs[key])]
             equal &= not differing
             print(f"{name:40} {'differs in ' + ', '.join(differing) if differing else 'equal'}", flush=True)
     raise SystemExit(not equal)

@@ -28,8 +28,8 @@ from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork, build_network
 from dd_lightning.sets.real import RealSet
 from dd_lightning.training import evaluation
-from dd_lightning.training.evaluation import EvaluationRecipe, get_recipe, train_fresh_networks
-from dd_lightning.training.parallel_networks import CompiledNetwork
+from dd_lightning.training.evaluation import EvaluationRecipe, evaluation_passes, get_recipe, train_fresh_networks
+from dd_lightning.training.parallel_networks import Passes
 
 RATE = 0.01
 CASES = {
@@ -79,13 +79,17 @@ def measure(args: argparse.Namespace, case: str) -> dict[str, Any]:
     recipe = get_recipe("mtt", epochs)
     runs: dict[str, Callable[[], Tensor]] = {
         "one after another": lambda: textbook(spec, network, images, labels, recipe, args.networks),
-        "together": lambda: train_fresh_networks(images, labels, RATE, network, recipe, args.networks, 0),
+        "together": lambda: trained(),
     }
+
+    def trained(passes: Passes | None = None) -> Tensor:
+        fresh = train_fresh_networks(images, labels, RATE, network, recipe, args.networks, 0, passes=passes)
+        return torch.stack(fresh.thetas)
+
     if args.compile:
-        compiled = CompiledNetwork(network)
-        runs["together, compiled"] = lambda: train_fresh_networks(
-            images, labels, RATE, network, recipe, args.networks, 0, computed=compiled
-        )
+        compiled = evaluation_passes(network, images, recipe)
+        compiled.compile("on", 1, images, labels, recipe.batch_size, [args.networks], case)
+        runs["together, compiled"] = lambda: trained(compiled)
     noise = torch.randn(args.test_images, *shape, generator=torch.Generator().manual_seed(1)).to(device)
     held_out = RealSet(noise, torch.arange(args.test_images).to(device) % 10, 10)
     thetas, first = {}, {}

@@ -1,8 +1,8 @@
 """Images per second of expert training against a plain training loop.
 
 The plain loop is a textbook one: an ordinary module, ``torch.optim.SGD``, data that lie on the device and a vectorized
-augmentation of each batch. Ours is the whole of what trains an expert: the Trainer, the step, and the end of an epoch
-with its copy of the weights. Both draw the same augmentations. Variants take turns over several rounds in one process,
+augmentation of each batch. Ours is all that trains an expert: the steps, and the end of an epoch with its copy of the
+weights. Both draw the same augmentations. Variants take turns over several rounds in one process,
 and ratios are medians over rounds of the ratio within a round, for the machine's speed drifts.
 
     python benchmarks/expert_throughput.py --out benchmarks/results/expert_throughput_cpu.json
@@ -10,30 +10,29 @@ and ratios are medians over rounds of the ratio within a round, for the machine'
 
 import argparse
 import json
-import logging
 import statistics
 import subprocess
 import tempfile
 import time
-import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from step_cost import hardware
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import vector_to_parameters
 
-from dd_lightning.execution.precision import in_precision
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.augment import DSA, augment
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork, build_network
 from dd_lightning.sets.real import RealSet
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
-from dd_lightning.training.experts import ExpertTraining, micro_batch_of
-from dd_lightning.training.parallel_networks import CompiledNetwork, Network
+from dd_lightning.training.experts import _Group, _Job
+from dd_lightning.training.parallel_networks import Passes, piece_of
 from dd_lightning.training.recipes import ExpertRecipe
 
 PLAIN = "plain loop"
@@ -46,41 +45,28 @@ class Ours:
         network: The architecture.
         real: Training data.
         recipe: Training settings.
+        execution: How it is computed.
     """
 
-    def __init__(self, network: FunctionalNetwork, real: RealSet, recipe: ExpertRecipe) -> None:
-        self.network, self.real, self.recipe = network, real, recipe
-        self.piece = micro_batch_of(network, recipe, real.images.device.type, recipe.batch_size)
-        self.computed: Network = in_precision(network, recipe.precision)
-        if recipe.compile == "on":
-            self.computed = CompiledNetwork(self.computed)
+    def __init__(self, network: FunctionalNetwork, real: RealSet, recipe: ExpertRecipe, execution: Execution) -> None:
+        self.real, self.recipe = real, recipe
+        self.piece = piece_of(
+            network, execution.micro_batch, recipe.batch_size, real.images.device.type, recipe.precision
+        )
+        self.passes = Passes(network, precision=recipe.precision, piece=self.piece)
+        size, what = recipe.batch_size, "the experts' step"
+        self.passes.compile(execution.compile, 1, real.images, real.labels, size, [1], what)
         self.identity = ExpertIdentity.of(network, recipe, 1, fingerprint="noise", dataset="noise")
 
     def __call__(self) -> torch.Tensor:
         """Return the weights after an epoch."""
         with tempfile.TemporaryDirectory() as folder:
             store = ExpertStore(folder)
-            module = ExpertTraining(
-                self.network,
-                self.real,
-                store,
-                self.identity,
-                self.recipe,
-                [0],
-                1,
-                computed=self.computed,
-                piece=self.piece,
+            group = _Group(
+                _Job(self.passes, self.real, self.real.labels, None, store, self.identity, self.recipe, 1), [0]
             )
-            trainer = Trainer(
-                accelerator={"cuda": "gpu"}.get(self.real.images.device.type, "cpu"),
-                devices=1,
-                max_epochs=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                enable_progress_bar=False,
-            )
-            trainer.fit(module, train_dataloaders=range(module.steps_per_epoch))
+            group.train_epoch(lambda *_: None)
+            group.flush()
             return store.rows(0, [1])[0]
 
 
@@ -116,27 +102,27 @@ def main() -> None:
     parser.add_argument("--out", default=None, help="JSON file to write.")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore")
     shape, device = (args.channels, args.size, args.size), torch.device(args.device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(args.batch * args.steps, *shape, generator=generator)
     real = RealSet(images, torch.arange(len(images)) % 10, 10).to(device)
     network = FunctionalNetwork(args.network, shape, 10).to(device)
     base = ExpertRecipe(batch_size=args.batch)
-    recipes = {
-        "ours, whole batches": ExpertRecipe(batch_size=args.batch, micro_batch=None),
-        "ours": base,
-        "ours, compiled": ExpertRecipe(batch_size=args.batch, compile="on"),
-        "ours, bfloat16": ExpertRecipe(batch_size=args.batch, precision="bfloat16"),
-        "ours, bfloat16, compiled": ExpertRecipe(batch_size=args.batch, precision="bfloat16", compile="on"),
+    low, compiled = replace(base, precision="bfloat16"), Execution(compile="on")
+    variants = {
+        "ours, whole batches": (base, Execution(micro_batch=None)),
+        "ours": (base, Execution()),
+        "ours, compiled": (base, compiled),
+        "ours, bfloat16": (low, Execution()),
+        "ours, bfloat16, compiled": (low, compiled),
     }
-    ours = {name: Ours(network, real, recipe) for name, recipe in recipes.items()}
-    runs = {PLAIN: lambda: plain_loop(network, real, base, args.network)} | ours
-    weights, first = {}, {}
-    for name, run in runs.items():  # first use of kernels and thread pools, and compilation
+    runs: dict[str, Callable[[], torch.Tensor]] = {PLAIN: lambda: plain_loop(network, real, base, args.network)}
+    weights, first, ours = {}, {}, {}
+    for name in (PLAIN, *variants):  # first use of kernels and thread pools, and compilation
         started = time.perf_counter()
-        weights[name] = run()
+        if name in variants:
+            runs[name] = ours[name] = Ours(network, real, *variants[name])
+        weights[name] = runs[name]()
         first[name] = time.perf_counter() - started
     moved = weights[PLAIN] - network.initial(step_generator(base.seed, 0, "expert-0/initial").initial_seed())
     rounds: list[dict[str, float]] = []

@@ -39,11 +39,12 @@ from step_cost import hardware
 from torch import Tensor
 
 from dd_lightning.callbacks import TrajectorySelectionCallback
+from dd_lightning.callbacks.attached import as_distillation
 from dd_lightning.functional.random import StepContext
 from dd_lightning.functional.trajectory import trajectory_loss
-from dd_lightning.module import DistillationModule, as_distillation
+from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives import TrajectoryMatching
+from dd_lightning.objectives import Problem, TrajectoryMatching
 from dd_lightning.pools import PoolSetup, TrajectoryPool
 from dd_lightning.sets.synthetic import SyntheticSet
 from dd_lightning.training.evaluation import evaluate_synthetic_set, get_recipe, mean_std
@@ -81,7 +82,7 @@ class Stopwatch(Callback):
     def _put_aside(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = as_distillation(pl_module)
         self.aside[f"images/{trainer.global_step}"] = module.synthetic_set.decoded().detach().clone().cpu()
-        self.aside[f"lr/{trainer.global_step}"] = torch.tensor(module.student_lr, dtype=torch.float64)
+        self.aside[f"lr/{trainer.global_step}"] = torch.tensor(module.distillation.student_lr, dtype=torch.float64)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the initial images aside."""
@@ -149,7 +150,7 @@ def distil(variant: str, seed: int, args: argparse.Namespace) -> Row:
     file = _file(variant, seed, args)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(watch.aside, file)
-    evaluations = module.candidate_evaluations
+    evaluations = module.distillation.candidate_evaluations
     return {"variant": variant, "seed": seed, "steps": args.steps, "candidate_evaluations": evaluations}
 
 
@@ -159,7 +160,7 @@ def evaluate(row: Row, args: argparse.Namespace) -> Row:
     network = FunctionalNetwork(module.network_spec, data.image_shape, data.num_classes)
     recipe = get_recipe("mtt", args.epochs, "color_crop_cutout_scale_rotate")
     tensors = load_file(_file(row["variant"], row["seed"], args))
-    labels = torch.arange(data.num_classes).repeat_interleave(module.effective_ipc)
+    labels = torch.arange(data.num_classes).repeat_interleave(module.storage.effective_ipc)
     accuracies = {}
     for step in sorted(int(name.split("/")[1]) for name in tensors if name.startswith("images/")):
         lr = float(tensors[f"lr/{step}"])
@@ -174,19 +175,18 @@ def ranks(seed: int, args: argparse.Namespace) -> Row:
     module, data = from_config(CONFIG, {"model.seed": seed, "model.pool.init_args.path": str(args.experts)})
     network = FunctionalNetwork(module.network_spec, data.image_shape, data.num_classes)
     objective, pool = cast(TrajectoryMatching, module.objective), cast(TrajectoryPool, module.pool)
-    pool.prepare(
-        PoolSetup(network, data.train, data.name, data.fingerprint, torch.device("cpu"), lambda *_: None, seed)
-    )
+    pool.prepare(PoolSetup(network, data.train, data.name, data.fingerprint, data.test, seed=seed))
     windows = range(pool.min_start_epoch, pool.max_start_epoch)
-    segments = [pool.load((expert, epoch)) for expert in range(pool.size) for epoch in windows]
-    labels = torch.arange(data.num_classes).repeat_interleave(module.effective_ipc)
+    segments = [pool.load((expert, epoch)) for expert in range(len(pool)) for epoch in windows]
+    labels = torch.arange(data.num_classes).repeat_interleave(module.storage.effective_ipc)
     tensors, found = load_file(_file("base method", seed, args)), dict[str, list[float]]()
     for step in sorted(int(name.split("/")[1]) for name in tensors if name.startswith("images/")):
         synthetic = SyntheticSet(tensors[f"images/{step}"], labels, float(tensors[f"lr/{step}"]))
         losses: list[Tensor] = []
         for context in (StepContext(seed, step), StepContext(seed, step + 1)):
-            draw = objective.draw(synthetic, data.train, network, lambda: segments[0], context)
-            scored = [objective.score(synthetic, data.train, network, s, draw, sole=False) for s in segments]
+            problem = Problem(synthetic, data.train, network)
+            draw = objective.draw(problem, lambda: segments[0], context)
+            scored = [one for s in segments for one in objective.score(problem, [s], draw)]
             # losses after every number of steps, [n, candidates]
             losses.append(
                 torch.stack(

@@ -29,7 +29,7 @@ from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.policies import augment_in_turn
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork, build_network
-from dd_lightning.objectives import GradientMatching
+from dd_lightning.objectives import GradientMatching, Problem
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.pools import LiveNetwork
 from dd_lightning.sets.initial import class_labels
@@ -66,14 +66,14 @@ class Update:
         self.synthetic.to(device)
         self.network = FunctionalNetwork(args.network, shape, args.classes).to(device)
         self.candidates = [LiveNetwork((i,), self.network.initial(i).to(device)) for i in range(3)]
+        self.problem = Problem(self.synthetic, self.real, self.network)
         self.objective = GradientMatching(batch_real=args.batch_real)
         self.module = build_network(args.network, 3, args.classes, shape[1:]).to(device)
         vector_to_parameters(self.candidates[0].theta, self.module.parameters())
 
     def draw(self) -> ClasswiseDraw:
         """Return a step's draws; every variant makes the same ones."""
-        reference = self.candidates[0]
-        return self.objective.draw(self.synthetic, self.real, self.network, lambda: reference, StepContext(0, 0))
+        return self.objective.draw(self.problem, lambda: self.candidates[0], StepContext(0, 0))
 
     def textbook(self) -> None:
         """Loop over classes as published code does, without its detours."""
@@ -95,25 +95,22 @@ class Update:
             torch.stack(distances).sum().backward()  # into the images and, as published, into the parameters
         self.module.zero_grad()
 
-    def ours(self, candidates: int, sole: bool) -> None:
+    def ours(self, candidates: int, with_gradient: bool) -> None:
         """Score the candidates, then differentiate the first one."""
-        draw = self.draw()
-        scored = [
-            self.objective.score(self.synthetic, self.real, self.network, candidate, draw, sole)
-            for candidate in self.candidates[:candidates]
-        ]
-        self.objective.loss(self.synthetic, self.network, scored[0]).backward()
+        chosen = self.candidates[:candidates]
+        scored = self.objective.score(self.problem, chosen, self.draw(), with_gradient=with_gradient)
+        self.objective.loss(self.problem, scored[0]).backward()
 
     def first_order(self) -> None:
         """Score one candidate."""
-        draw = self.draw()
-        self.objective.score(self.synthetic, self.real, self.network, self.candidates[0], draw, sole=False)
+        self.objective.score(self.problem, self.candidates[:1], self.draw())
 
     def real_gradients(self) -> None:
         """Take the real gradient of every class, one after another."""
         theta = self.candidates[0].theta
         for batch in self.draw().classes:
-            self.objective.statistics(self.network, theta, batch.real, batch.real_targets, graph=False)
+            with torch.no_grad():
+                self.objective.statistics(self.network, theta, batch.real, batch.real_targets)
 
     def batched_real_gradients(self) -> None:
         """Take the real gradients of all classes in one batched pass."""
@@ -139,9 +136,9 @@ class Update:
                 VARIANTS,
                 (
                     self.textbook,
-                    lambda: self.ours(1, sole=True),
-                    lambda: self.ours(1, sole=False),
-                    lambda: self.ours(3, sole=False),
+                    lambda: self.ours(1, with_gradient=True),
+                    lambda: self.ours(1, with_gradient=False),
+                    lambda: self.ours(3, with_gradient=False),
                     self.first_order,
                     self.real_gradients,
                     self.batched_real_gradients,

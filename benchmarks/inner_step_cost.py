@@ -26,11 +26,12 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from dd_lightning.execution.compile import Compile
+from dd_lightning.execution.options import Execution
 from dd_lightning.execution.precision import Precision
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix
-from dd_lightning.functional.policies import augment_in_turn
+from dd_lightning.functional.policies import AugmentationPolicy, augment_in_turn
 from dd_lightning.functional.random import StepContext, step_generator
-from dd_lightning.objectives import GradientMatching
+from dd_lightning.objectives import GradientMatching, Workload
 from dd_lightning.pools import NetworkPool, PoolSetup
 from dd_lightning.sets.initial import class_labels
 from dd_lightning.sets.real import RealSet
@@ -68,10 +69,11 @@ class InnerStep:
         self.compile_seconds: dict[str, float] = {}
         for name, (choice, precision, candidates) in VARIANTS.items():
             started = time.perf_counter()
-            objective = GradientMatching(batch_real=args.batch_real, compile=choice, precision=precision)
+            objective = GradientMatching(batch_real=args.batch_real)
             size = args.classes * args.ipc * args.factor**2
-            objective.plan_memory(self.update.network, size, False, candidates, (), args.device)
-            objective.prepare(self.update.network, self.update.synthetic, 1, lambda _: None)
+            workload = Workload(self.update.network, size, candidates=candidates, device_type=args.device)
+            objective.plan_memory(workload, Execution(compile=choice, precision=precision))
+            objective.prepare(self.update.problem, 1, lambda _: None)
             self.compile_seconds[f"{name}: images"] = time.perf_counter() - started
             self.objectives[name] = objective
             if candidates == 1:
@@ -80,11 +82,9 @@ class InnerStep:
                 self.compile_seconds[f"{name}: network"] = time.perf_counter() - started
 
     def _pool(self, choice: Compile, precision: Precision) -> NetworkPool:
-        def no_experts(*_: object) -> None:
-            raise RuntimeError("live networks need no experts")
-
-        pool = NetworkPool(age_limit=None, recipe=RECIPE, compile=choice, precision=precision)
-        pool.prepare(PoolSetup(self.update.network, self.training, "noise", "", self.device, no_experts))
+        execution = Execution(compile=choice, precision=precision)
+        pool = NetworkPool(age_limit=None, recipe=RECIPE, execution=execution)
+        pool.prepare(PoolSetup(self.update.network, self.training, "noise", ""))
         pool.draw(1, StepContext(0, 0))
         return pool
 
@@ -93,7 +93,8 @@ class InnerStep:
         module, real = self.update.module, self.training
         before = parameters_to_vector(module.parameters()).detach().clone()
         sgd = torch.optim.SGD(module.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=RECIPE.weight_decay)
-        policy, size = RECIPE.policy_of_augmentation(), (self.args.size, self.args.size)
+        size = (self.args.size, self.args.size)
+        policy = AugmentationPolicy(RECIPE.augmentation, RECIPE.policy)
         batches = list(real.shuffled_batches(RECIPE.batch_size, step_generator(0, 0, "pool/order")))
         for number in range(RECIPE.steps_per_update):
             generator, rows = step_generator(0, number, "pool/augment"), batches[number]
@@ -129,7 +130,7 @@ class InnerStep:
         else:
             self.update.objective = self.objectives[name]
             candidates = VARIANTS[name][2]
-            self.update.ours(candidates, sole=candidates == 1)
+            self.update.ours(candidates, with_gradient=candidates == 1)
         gradient = self.update.synthetic.images.grad
         if gradient is None:
             raise RuntimeError(f"{name} gave no gradient")

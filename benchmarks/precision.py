@@ -18,7 +18,7 @@ from torch import Tensor
 from dd_lightning.datamodules import CIFAR10DataModule
 from dd_lightning.execution.precision import Precision
 from dd_lightning.functional.augment import DSA
-from dd_lightning.functional.products import gradient
+from dd_lightning.functional.products import differentiated, gradient
 from dd_lightning.functional.random import step_generator
 from dd_lightning.functional.trajectory import (
     InnerStep,
@@ -49,8 +49,8 @@ def matched(
 ) -> tuple[Tensor, Tensor]:
     """Return the matching loss and its gradient by the images."""
     start, target, lr, images, labels = problem
-    loss = training_loss(network, precision)
-    path = unroll(loss, start, lr, images, labels, steps)
+    loss = differentiated(training_loss(network, precision))
+    (path,) = unroll(loss, [start], lr, images, labels, steps)
     cotangent = trajectory_loss_gradient(path[-1], start, target)
     adjoint = unroll_adjoint(loss, path, lr, images, labels, steps, cotangent)
     return trajectory_loss(path[-1], start, target), adjoint.images

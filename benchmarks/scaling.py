@@ -26,8 +26,9 @@ import matplotlib as mpl
 import torch
 from step_cost import adjoint_step, hardware, peak_above_start
 
-from dd_lightning.execution.compiled_loss import CompiledLoss, compiled_order
+from dd_lightning.execution.compiled_loss import compiled_loss, compiled_order
 from dd_lightning.functional.augment import DSA
+from dd_lightning.functional.products import differentiated
 from dd_lightning.functional.trajectory import InnerStep, permuted_batches
 from dd_lightning.networks import FunctionalNetwork, training_loss
 from dd_lightning.sets.real import RealSet
@@ -76,9 +77,10 @@ def distillation_step(args: argparse.Namespace) -> Callable[[], None]:
         start = network.initial(seed).to(device)
         candidates.append([start, start + 0.01 * torch.randn(start.shape, generator=generator).to(device)])
     loss, lr = training_loss(network), torch.tensor(0.01, device=device)
+    student = differentiated(loss)
     if args.variant == "compiled":
-        loss = CompiledLoss(loss, compiled_order(loss, candidates[0][0], images[:2], labels[:2]))
-    return lambda: adjoint_step(loss, images, lr, labels, candidates, steps, "reverse_over_reverse")
+        student = compiled_loss(loss, compiled_order(loss, candidates[0][0], images[:2], labels[:2]))
+    return lambda: adjoint_step(student, images, lr, labels, candidates, steps)
 
 
 def measure_step(args: argparse.Namespace) -> Figures:
@@ -101,7 +103,8 @@ def measure_experts(args: argparse.Namespace) -> Figures:
     device, shape = torch.device(args.device), (args.channels, args.size, args.size)
     network = FunctionalNetwork(args.network, shape, CLASSES).to(device)
     images = torch.randn(args.real, *shape, generator=torch.Generator().manual_seed(0))
-    real, recipe = RealSet(images, torch.arange(args.real) % CLASSES, CLASSES), ExpertRecipe()
+    real = RealSet(images, torch.arange(args.real) % CLASSES, CLASSES).to(device)
+    recipe = ExpertRecipe()
     with tempfile.TemporaryDirectory() as folder:
         store = ExpertStore(folder)
         identity = ExpertIdentity.of(network, recipe, 1 + args.repeats, fingerprint="noise", dataset="noise")
@@ -115,7 +118,6 @@ def measure_experts(args: argparse.Namespace) -> Figures:
                 recipe,
                 args.experts,
                 epochs,
-                device=device,
                 progress_bar=False,
                 together=args.experts,
             )

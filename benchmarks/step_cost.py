@@ -27,16 +27,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dd_lightning.execution.compiled_loss import CompiledLoss, compiled_order
+from dd_lightning.execution.compiled_loss import compiled_loss, compiled_order
 from dd_lightning.functional.augment import DSA, augment
-from dd_lightning.functional.products import Loss, Order
+from dd_lightning.functional.products import DifferentiatedLoss, differentiated
 from dd_lightning.functional.trajectory import (
     InnerStep,
     permuted_batches,
     trajectory_loss,
     trajectory_loss_gradient,
+    unroll,
     unroll_adjoint,
-    unroll_together,
 )
 from dd_lightning.networks import FunctionalNetwork, training_loss
 from dd_lightning.training.parallel_networks import batching_pays
@@ -67,23 +67,22 @@ def plain_step(
 
 
 def adjoint_step(
-    loss: Loss,
+    loss: DifferentiatedLoss,
     images: Tensor,
     lr: Tensor,
     labels: Tensor,
     candidates: list[list[Tensor]],
     steps: list[InnerStep],
-    order: Order,
 ) -> None:
     """Score the candidates, together where that pays, then differentiate the first one."""
     starts = [start for start, _ in candidates]
     pixels = len(steps[0].indices) * images.shape[-2] * images.shape[-1]
     vectorized = len(candidates) > 1 and batching_pays(images.device.type, pixels)
-    paths = unroll_together(loss, starts, lr.detach(), images.detach(), labels, steps, vectorized=vectorized)
+    paths = unroll(loss, starts, lr.detach(), images.detach(), labels, steps, vectorized=vectorized)
     (start, target), path = candidates[0], paths[0]
     del paths
     cotangent = trajectory_loss_gradient(path[-1], start, target)
-    unroll_adjoint(loss, path, lr.detach(), images.detach(), labels, steps, cotangent, order=order)
+    unroll_adjoint(loss, path, lr.detach(), images.detach(), labels, steps, cotangent)
 
 
 def process_memory(field: str) -> int:
@@ -130,18 +129,18 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     for seed in range(3):
         start = network.initial(seed).to(device)
         candidates.append([start, start + 0.01 * torch.randn(start.shape, generator=generator).to(device)])
-    order: Order = "reverse_over_forward" if "jvp" in args.variant else "reverse_over_reverse"
     count = 3 if "3 cand" in args.variant else 1
     loss = training_loss(network, "bfloat16" if "bfloat16" in args.variant else "float32")
+    student = differentiated(loss, "reverse_over_forward" if "jvp" in args.variant else "reverse_over_reverse")
     if "compiled" in args.variant:
         few = (candidates[0][0], images[:2], labels[:2])
-        loss = CompiledLoss(loss, compiled_order(training_loss(network), *few))
+        student = compiled_loss(loss, compiled_order(training_loss(network), *few))
 
     def step() -> None:
         if args.variant == "plain unroll":
             plain_step(network, images, lr, labels, candidates[0], steps)
         else:
-            adjoint_step(loss, images, lr, labels, candidates[:count], steps, order)
+            adjoint_step(student, images, lr, labels, candidates[:count], steps)
 
     started = time.perf_counter()
     step()  # first use of kernels and thread pools, and compilation

@@ -23,9 +23,10 @@ import torch
 from step_cost import hardware, peak_above_start
 
 from dd_lightning.execution.memory import GIB, MemoryPart
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives import TrajectoryMatching
+from dd_lightning.objectives import Problem, TrajectoryMatching, Workload
 from dd_lightning.pools import TrajectorySegment
 from dd_lightning.sets.initial import class_labels
 from dd_lightning.sets.real import RealSet
@@ -54,34 +55,30 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     cell = next(cell for cell in CELLS if cell.ipc == args.ipc)
-    objective = TrajectoryMatching(
-        args.steps,
-        cell.batch_syn,
-        args.augmentation,
-        micro_batch=None if args.budget == 0 else "auto",
-        memory_gb=args.budget or 8.0,
-    )
+    objective = TrajectoryMatching(syn_steps=args.steps, batch_syn=cell.batch_syn, augmentation=args.augmentation)
+    execution = Execution(micro_batch=None if args.budget == 0 else "auto", memory_gb=args.budget or 8.0)
     network = FunctionalNetwork(args.network, SHAPE, CLASSES)
     size, image = CLASSES * cell.ipc, 4 * SHAPE[0] * SHAPE[1] * SHAPE[2]
     # as the module counts what a run holds all the time
     data = (MemoryPart("real data", REAL_IMAGES * (image + 8)), MemoryPart("synthetic set", 5 * size * image))
     before = data[0].size + 4 * size * image
-    estimate = objective.plan_memory(network, size, False, 1, data, "cpu")
+    estimate = objective.plan_memory(Workload(network, size, resident=data), execution)
     network.to(device)
     generator = torch.Generator().manual_seed(0)
     synthetic = SyntheticSet(torch.randn(size, *SHAPE, generator=generator), class_labels(CLASSES, cell.ipc), 0.01).to(
         device
     )
     real = RealSet(torch.zeros(CLASSES, *SHAPE), torch.arange(CLASSES), CLASSES)  # the step reads nothing of it
+    problem = Problem(synthetic, real, network)
     start = network.initial(0)
     target = start + 0.01 * torch.randn(start.shape, generator=generator)
     segment = TrajectorySegment((0, 0), start.to(device), target.to(device))
 
     def step() -> None:
         synthetic.images.grad = None
-        draw = objective.draw(synthetic, real, network, lambda: segment, StepContext(0, 0))
-        scored = objective.score(synthetic, real, network, segment, draw, sole=True)
-        objective.loss(synthetic, network, scored).backward()
+        draw = objective.draw(problem, lambda: segment, StepContext(0, 0))
+        (scored,) = objective.score(problem, [segment], draw, with_gradient=True)
+        objective.loss(problem, scored).backward()
 
     step()  # first use of kernels and thread pools
     synthetic.images.grad = None

@@ -38,8 +38,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from step_cost import hardware
 
 from dd_lightning.callbacks import EvalCallback, TrajectorySelectionCallback
+from dd_lightning.callbacks.attached import as_distillation
 from dd_lightning.execution.memory import peak_memory_bytes
-from dd_lightning.module import as_distillation
 from dd_lightning.training.evaluation import mean_std
 
 mpl.use("Agg")
@@ -72,7 +72,9 @@ class Clock(Callback):
             return
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        elsewhere = self.evaluation.seconds + as_distillation(pl_module).expert_seconds
+        elsewhere = self.evaluation.seconds + as_distillation(pl_module).pool.summary().get(
+            "seconds_training_experts", 0.0
+        )
         seconds = time.perf_counter() - self.started - elsewhere
         self.points.append({"step": point.step, "seconds": seconds, "accuracies": list(point.accuracies)})
         trainer.should_stop = trainer.should_stop or mean_std(point.accuracies)[0] >= self.goal
@@ -99,7 +101,7 @@ def changes(args: argparse.Namespace) -> dict[str, Any]:
         "model.pool.init_args.num_experts": args.num_experts,
         "model.pool.init_args.train_epochs": args.train_epochs,
         "model.objective.init_args.syn_steps": args.syn_steps,
-        "model.objective.init_args.compile": args.compile,
+        "model.objective.init_args.execution.compile": args.compile,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     return chosen | {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in args.set)}
@@ -150,9 +152,9 @@ def run(args: argparse.Namespace) -> Run:
         "points": clock.points,
         "steps": trainer.global_step,
         "seconds_data": seconds_data,
-        "seconds_training_experts": module.expert_seconds,
+        "seconds_training_experts": module.pool.summary().get("seconds_training_experts", 0.0),
         "seconds_evaluating": evaluation.seconds,
-        "candidate_evaluations": module.candidate_evaluations,
+        "candidate_evaluations": module.distillation.candidate_evaluations,
         "peak_memory_bytes": peak_memory_bytes(module.device),
     }
 

@@ -10,25 +10,24 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-import dd_lightning.module
 from dd_lightning.cli import fit as cli_fit
 from dd_lightning.cli.fit import DistillationCLI
 from dd_lightning.cli.main import main
 from dd_lightning.functional.formation import Formation
-from dd_lightning.functional.policies import AugmentationPolicy
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching, TrajectoryMatching
-from dd_lightning.pools import NetworkPool, TrajectoryPool
+from dd_lightning.pools import NetworkPool, TrajectoryPool, trajectory_pool
 from dd_lightning.sets.initial import initial_images
 from dd_lightning.training.expert_store import ExpertStore
-from dd_lightning.training.recipes import NetworkRecipe
+from dd_lightning.training.recipes import ExpertRecipe, NetworkRecipe
 from tests.generated_cifar import write_cifar10, write_cifar100
 from tests.generated_mnist import write_mnist
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.glob("**/*.yaml"))}
-OVERLAYS = {"dynadistill", "smoke", "smoke_trajectories", "smoke_networks", "smoke_cifar", "smoke_mnist"}
+SMOKES = {"smoke", "smoke_trajectories", "smoke_datm", "smoke_networks", "smoke_cifar", "smoke_mnist"}
+OVERLAYS = {"dynadistill", *SMOKES}
 PLAIN: dict[str, dict[str, Any]] = {name: yaml.safe_load(path.read_text()) for name, path in FILES.items()}
 EXPERTS = [name for name, plain in PLAIN.items() if {"path", "epochs", "data"} <= set(plain)]
 FITS = [name for name, plain in PLAIN.items() if {"model", "data", "trainer"} <= set(plain)]
@@ -38,7 +37,7 @@ STORES = {  # of the configurations that learn from stored trajectories
     if (pool := PLAIN[name]["model"]["pool"])["class_path"] == "TrajectoryPool"
 }
 METHODS = sorted({name.split("/")[0]: name for name in reversed(FITS)}.values())  # one configuration of each
-HUNDRED_CLASSES = [name for name in FITS if name.endswith("/cifar100_ipc10")]
+HUNDRED_CLASSES = [name for name in FITS if name.endswith("/cifar100_ipc10") and not name.startswith("datm/")]
 """The plain miniatures of these have all of CIFAR-100's classes, the others a few, which takes a tenth of the time."""
 SMOKE_STEPS = 3
 SMOKE_OF_POOL = {"TrajectoryPool": ["smoke_trajectories"], "NetworkPool": ["smoke_networks"]}
@@ -74,6 +73,32 @@ PUBLISHED = {
     "mtt/cifar100_ipc1": Published(20, 3, 20, None, 1000, 1e-5, 0.01, zca=True),
     "mtt/cifar100_ipc10": Published(20, 2, 20, None, 1000, 1e-5, 0.01, zca=False),
     "mtt/cifar100_ipc50": Published(80, 2, 40, 125, 1000, 1e-5, 0.01, zca=True),
+}
+
+
+class PublishedDATM(NamedTuple):
+    """DATM's YAML files (github.com/NUS-HPC-AI-Lab/DATM at 97ae510)."""
+
+    syn_steps: int
+    expert_epochs: int
+    min_start_epoch: int
+    current_max_start_epoch: int | None
+    max_start_epoch: int
+    expansion_steps: int | None
+    batch_syn: int | None
+    image_lr: float
+    label_lr: float
+    student_lr_lr: float
+    loss_threshold: float
+
+
+PUBLISHED_DATM = {
+    "datm/cifar10_ipc1": PublishedDATM(80, 2, 0, None, 4, None, 10, 100, 5, 1e-7, 1.1),
+    "datm/cifar10_ipc10": PublishedDATM(80, 2, 0, 10, 20, 1000, 100, 100, 2, 1e-5, 1.0),
+    "datm/cifar10_ipc50": PublishedDATM(80, 2, 0, 20, 40, 2000, 500, 1000, 2, 1e-5, 1.0),
+    "datm/cifar100_ipc1": PublishedDATM(40, 3, 0, 10, 20, 1000, 1000, 1000, 10, 1e-5, 1.0),
+    "datm/cifar100_ipc10": PublishedDATM(80, 2, 0, 30, 50, 2000, 1000, 1000, 10, 1e-5, 1.0),
+    "datm/cifar100_ipc50": PublishedDATM(80, 2, 20, None, 70, None, 1000, 1000, 10, 1e-5, 1.0),
 }
 
 
@@ -135,10 +160,11 @@ def folder(tmp_path: Path, generated: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Ran(NamedTuple):
-    """What ``dd-lightning fit`` has built, and the images that it began with."""
+    """What ``dd-lightning fit`` has built, and the images and labels that it began with."""
 
     cli: DistillationCLI
     initial: Tensor
+    labels: Tensor
 
 
 Fit = Callable[..., Ran]
@@ -150,7 +176,12 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
 
     def run(*names: str, flags: Sequence[str] = ()) -> Ran:
         done: list[DistillationCLI] = []
-        initial: list[Tensor] = []
+        initial: list[tuple[Tensor, Tensor]] = []
+
+        def on_train_start(module: DistillationModule) -> None:
+            synthetic = module.synthetic_set
+            initial.append((synthetic.images.detach().clone(), synthetic.targets.detach().clone()))
+
         run_and_forget = cli_fit.run
 
         def run_and_keep(cli: DistillationCLI) -> None:
@@ -159,12 +190,10 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
 
         with monkeypatch.context() as patch:
             patch.setattr(cli_fit, "run", run_and_keep)
-            patch.setattr(
-                DistillationModule, "on_train_start", lambda module: initial.append(module.synthetic_set.images.clone())
-            )
+            patch.setattr(DistillationModule, "on_train_start", on_train_start)
             main(["fit", *_config_flags(*names), "--trainer.enable_progress_bar=false", *flags])
         assert (len(done), len(initial)) == (1, 1)
-        return Ran(done[0], initial[0].detach())
+        return Ran(done[0], *initial[0])
 
     return run
 
@@ -188,7 +217,7 @@ def test_every_file_is_of_one_kind() -> None:
     assert len(EXPERTS) >= 3
     kinds = [*FITS, *EXPERTS, *OVERLAYS]
     assert sorted(kinds) == sorted(FILES)
-    assert {"quickstart", *PUBLISHED, *PUBLISHED_LIVE} <= set(FITS)
+    assert {"quickstart", *PUBLISHED, *PUBLISHED_DATM, *PUBLISHED_LIVE} <= set(FITS)
     assert {"experts/digits", "experts/cifar10", "experts/cifar100"} <= set(EXPERTS)
 
 
@@ -199,7 +228,7 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
     outer = ["--model.inner_loop", str(SMOKE_STEPS)] if PLAIN[name]["model"].get("inner_loop") else []
     hundred = name in HUNDRED_CLASSES and not dynadistill
     root = ["--data.init_args.root", str(hundred_classes)] if hundred else []
-    cli, initial = fit(name, *(["dynadistill"] if dynadistill else []), *_smoke(name), flags=[*outer, *root])
+    cli, initial, labels = fit(name, *(["dynadistill"] if dynadistill else []), *_smoke(name), flags=[*outer, *root])
 
     module, data, config = cli.model, cli.datamodule, cli.config
     assert isinstance(module, DistillationModule)
@@ -208,10 +237,16 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
     assert (data.num_classes == 100) == hundred
     assert torch.isfinite(images).all()
     assert ((images - initial).abs().flatten(1).amax(1) > 0).sum() > 0.9 * len(images)
-    if module.init_kind == "real":
-        drawn = initial_images(module.real, 2, "real", step_generator(0, 0, "initial"), module.formation)
-        assert torch.equal(initial, data.space.decode(drawn) if module.image_space == "pixels" else drawn)
+    if module.storage.init == "real":
+        drawn = initial_images(module.problem.real, 2, "real", step_generator(0, 0, "initial"), module.storage.decoding)
+        assert torch.equal(initial, data.space.decode(drawn) if module.storage.image_space == "pixels" else drawn)
     assert module.trainer.global_step == SMOKE_STEPS
+    moved = (module.synthetic_set.targets.detach() - labels).abs()
+    if module.storage.labels == "soft":
+        assert moved.shape == (2 * data.num_classes, data.num_classes)
+        assert (moved.amax(1) > 0).sum() > 0.9 * len(moved)
+    else:
+        assert not moved.any()
 
     selects = dynadistill or "selection" in PLAIN[name]
     if isinstance(module.pool, TrajectoryPool):
@@ -220,10 +255,10 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
         assert isinstance(module.pool, NetworkPool)
         asked = config.selection.init_args.pool_size if selects else None
         size = max(config.model.pool.init_args.num_networks, asked or 0)
-        assert module.pool.size == len(module.pool.state_dict()["thetas"]) == size
+        assert len(module.pool) == len(module.pool.state_dict()["thetas"]) == size
         assert size >= 10 if dynadistill else size >= 1
     candidates = config.selection.init_args.num_candidates if selects else 1
-    assert module.candidate_evaluations == SMOKE_STEPS * candidates
+    assert module.distillation.candidate_evaluations == SMOKE_STEPS * candidates
 
     version = folder / "out" / "smoke_runs" / PLAIN[name]["name"] / "version_0"
     assert Path(module.trainer.log_dir or "").resolve() == version.resolve()
@@ -271,14 +306,19 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
         module.pool.expert_epochs,
         module.pool.max_start_epoch,
         module.objective.batch_syn,
-        module.image_lr,
-        module.student_lr_lr,
-        module.initial_student_lr,
+        module.optimizer.image_lr,
+        module.optimizer.student_lr_lr,
+        module.optimizer.student_lr,
         zca={"zca": True, "normalized": False}[data.color_space],
     )
-    assert (data.name, module.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
-    assert (module.momentum, module.init_kind, module.label_kind, module.seed) == (0.5, "real", "hard", 0)
-    assert (module.pool.size, module.pool.min_start_epoch, module.pool.refresh_rule) == (100, 0, "redraw")
+    assert (data.name, module.storage.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
+    assert (module.optimizer.momentum, module.storage.init, module.storage.labels, module.distillation.seed) == (
+        0.5,
+        "real",
+        "hard",
+        0,
+    )
+    assert (len(module.pool), module.pool.min_start_epoch, module.pool.refresh_rule) == (100, 0, "redraw")
     assert module.pool.train_epochs is None
     assert module.pool.needed_epochs == row.max_start_epoch - 1 + row.expert_epochs <= 50
     recipe = {"lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 256, "lr_decay": False, "seed": 0}
@@ -291,6 +331,56 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
     assert config.model.objective.init_args.augmentation == strategy
     evaluation = config.evaluation.init_args
     assert evaluation.every_n_steps == {"1": 100, "10": 500, "50": 1000}[ipc]
+    assert (evaluation.num_networks, evaluation.recipe, evaluation.epochs, evaluation.split) == (5, "mtt", None, "test")
+
+
+def test_every_config_of_datm_is_in_the_table() -> None:
+    assert sorted(PUBLISHED_DATM) == [name for name in FITS if name.startswith("datm/")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED_DATM)
+def test_published_numbers_of_datm(name: str, build: Callable[[str], DistillationCLI]) -> None:
+    cli = build(name)
+    module, data, row = cli.model, cli.datamodule, PUBLISHED_DATM[name]
+    dataset, ipc = name.removeprefix("datm/").split("_ipc")
+
+    assert isinstance(module, DistillationModule)
+    objective, pool = module.objective, module.pool
+    assert isinstance(objective, TrajectoryMatching)
+    assert isinstance(pool, TrajectoryPool)
+    assert objective.loss_threshold is not None
+    assert row == PublishedDATM(
+        objective.syn_steps,
+        pool.expert_epochs,
+        pool.min_start_epoch,
+        pool.current_max_start_epoch,
+        pool.max_start_epoch,
+        pool.expansion_steps,
+        objective.batch_syn,
+        module.optimizer.image_lr,
+        module.optimizer.label_lr,
+        module.optimizer.student_lr_lr,
+        objective.loss_threshold,
+    )
+    assert (data.name, data.color_space, module.storage.ipc, module.network_spec) == (
+        dataset,
+        "zca",
+        int(ipc),
+        "ConvNet-3",
+    )
+    assert (module.storage.labels, module.optimizer.label_momentum, module.optimizer.momentum, module.storage.init) == (
+        "soft",
+        0.9,
+        0.5,
+        "real",
+    )
+    assert (module.optimizer.student_lr, module.distillation.seed) == (0.01, 0)
+    assert (len(pool), pool.refresh_rule, pool.train_epochs) == (100, "redraw", 100)
+    strategy = "color_crop_cutout_flip_scale_rotate"
+    assert pool.recipe.describe(100) == ExpertRecipe(augmentation=strategy).describe(100)
+    assert cli.config.model.objective.init_args.augmentation == strategy
+    assert cli.trainer.max_steps == 10_000
+    evaluation = cli.config.evaluation.init_args
     assert (evaluation.num_networks, evaluation.recipe, evaluation.epochs, evaluation.split) == (5, "mtt", None, "test")
 
 
@@ -310,27 +400,34 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     assert type(objective) is {"idc": GradientMatching, "dream_plus": BidirectionalMatching}[method]
     assert isinstance(objective, GradientMatching)
     assert isinstance(pool, NetworkPool)
-    representatives = objective.representatives
     assert row == PublishedLive(
-        module.image_lr,
+        module.optimizer.image_lr,
         objective.batch_real,
-        module.init_kind,
-        None if representatives is None else representatives.interval,
+        module.storage.init,
+        objective.interval if objective.sampling == "representative" else None,
         pool.pretrain_epochs,
     )
     assert row.image_lr == pytest.approx(5e-3 * int(ipc) / 10, rel=1e-12)
-    assert (data.name, module.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
-    assert (module.formation, module.effective_ipc) == (Formation(2, "single"), 4 * int(ipc))
-    assert (module.image_space, module.image_steps, module.momentum) == ("pixels", "per_class", 0.5)
-    assert (module.inner_loop, module.clamp, module.label_kind, module.seed) == (100, True, "hard", 0)
+    assert (data.name, module.storage.ipc, module.network_spec) == (dataset, int(ipc), "ConvNet-3")
+    assert (module.storage.decoding, module.storage.effective_ipc) == (Formation(2, "single"), 4 * int(ipc))
+    assert (module.storage.image_space, module.optimizer.image_steps, module.optimizer.momentum) == (
+        "pixels",
+        "per_class",
+        0.5,
+    )
+    assert (
+        module.distillation.inner_loop,
+        module.distillation.clamp,
+        module.storage.labels,
+        module.distillation.seed,
+    ) == (100, True, "hard", 0)
     assert (objective.metric, objective.include_classifier, objective.include_bias) == ("mse", False, False)
     assert objective.batch_syn == 128
-    assert objective.augmentation == AugmentationPolicy("color_crop_cutout", "idc")
+    assert (objective.augmentation, objective.policy) == ("color_crop_cutout", "idc")
     if isinstance(objective, BidirectionalMatching):
         assert objective.alpha == 1
-        assert representatives is not None
-        assert (representatives.size, representatives.per_cluster) == (128, 1)
-    assert (pool.size, pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
+        assert (objective.batch_real, objective.per_cluster) == (128, 1)
+    assert (len(pool), pool.age_limit, pool.refresh_rule) == (1, 100, "winner")
     assert pool.recipe == NetworkRecipe(
         lr=0.01,
         momentum=0.9,
@@ -382,7 +479,10 @@ def test_expert_config_makes_the_stores_that_fits_read(name: str, capsys: pytest
         for option in ("color_space", "val_fraction", "split_seed", "root"):
             assert experts["data"]["init_args"][option] == fitted["data"]["init_args"][option]
         assert experts["num_experts"] == 100 >= pool["num_experts"]
-        assert experts["epochs"] == 50 >= pool["max_start_epoch"] - 1 + pool["expert_epochs"]
+        trained = 100 if user.startswith("datm/") else experts["epochs"]
+        assert trained >= pool["max_start_epoch"] - 1 + pool["expert_epochs"]
+        assert pool["train_epochs"] == (100 if user.startswith("datm/") else None)
+    assert experts["epochs"] == 50
 
 
 def test_every_store_has_an_expert_config() -> None:
@@ -415,8 +515,8 @@ def test_experts_that_are_there_are_used(name: str, fit: Fit, monkeypatch: pytes
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("experts were trained again")
 
-    monkeypatch.setattr(dd_lightning.module, "train_experts", refuse)
-    cli, _ = fit(name, *_smoke(name), flags=["--model.pool.init_args.path", path])
+    monkeypatch.setattr(trajectory_pool, "train_experts", refuse)
+    cli = fit(name, *_smoke(name), flags=["--model.pool.init_args.path", path]).cli
     assert cli.trainer.global_step == SMOKE_STEPS
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in Path(path).iterdir()} == files
 
@@ -429,6 +529,18 @@ def test_readme_has_a_row_for_every_file() -> None:
         assert f"]({file})" in row
 
 
+def test_readme_rows_stand_under_their_method() -> None:
+    methods = {"mtt": "MTT", "datm": "DATM", "idc": "IDC", "dream_plus": "DREAM+", "dm": "DM", "quickstart.yaml": "MTT"}
+    heading, seen = "", set()
+    for line in (CONFIGS / "README.md").read_text().splitlines():
+        if line.startswith("#"):
+            heading = line
+        elif line.startswith("| [`") and (folder := line.split("`")[1].split("/")[0]) in methods:
+            assert heading.endswith(f"({methods[folder]})"), line
+            seen.add(folder)
+    assert seen == set(methods)
+
+
 def _config_flags(*names: str) -> list[str]:
     return [part for name in names for part in ("--config", str(FILES[name]))]
 
@@ -436,7 +548,8 @@ def _config_flags(*names: str) -> list[str]:
 def _smoke(name: str) -> list[str]:
     """Return the overlays that make a configuration a miniature."""
     model, data = PLAIN[name]["model"], PLAIN[name]["data"]
-    return ["smoke", *SMOKE_OF_POOL[model["pool"]["class_path"]], *SMOKE_OF_DATA[data["class_path"]]]
+    datm = ["smoke_datm"] if name.startswith("datm/") else []
+    return ["smoke", *SMOKE_OF_POOL[model["pool"]["class_path"]], *datm, *SMOKE_OF_DATA[data["class_path"]]]
 
 
 def _miniature_experts(name: str, num_experts: int) -> list[str]:

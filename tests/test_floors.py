@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dd_lightning.pools import CandidatePool
+
 PACKAGE = Path(__file__).parents[1] / "dd_lightning"
 ROOMS = (
     "__main__", "cli", "__init__", "callbacks", "module", "distillation", "objectives", "pools", "training",
@@ -41,7 +43,17 @@ def test_imports_go_down(path: Path) -> None:
         if package in {"lightning", "pytorch_lightning"}:
             assert own in WITH_LIGHTNING, f"{own} imports {module}"
         if own == "functional":
-            allowed = {"dd_lightning", "torch", "collections", "contextlib", "dataclasses", "typing", "math", "hashlib"}
+            allowed = {
+                "dd_lightning",
+                "torch",
+                "collections",
+                "contextlib",
+                "dataclasses",
+                "functools",
+                "typing",
+                "math",
+                "hashlib",
+            }
             assert package in allowed, f"functional imports {module}"
 
 
@@ -50,3 +62,8 @@ def test_the_package_root_is_small() -> None:
     assert {room(path) for path in FILES} <= set(ROOMS)
     assert len(entries) <= 17
     assert sum(entry.is_file() for entry in entries) <= 6
+
+
+def test_a_pool_has_few_members() -> None:
+    members = {name for name in vars(CandidatePool) if not name.startswith("_")}
+    assert len(members | set(CandidatePool.__annotations__)) <= 10

@@ -75,7 +75,7 @@ def test_one_candidate_is_the_base_method_with_any_feedback(
     distilled = small.module(store)
     small.fit(tmp_path, distilled, small.selection(num_candidates=1, **feedback))
     assert small.same(small.learned(distilled), uninterrupted["base"])
-    assert distilled.candidate_evaluations == 6
+    assert distilled.distillation.candidate_evaluations == 6
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_all_of_the_feedback_is_the_method_itself(
     distilled = small.module(store)
     small.fit(tmp_path, distilled, small.selection(temperature=0.1, **feedback))
     assert small.same(small.learned(distilled), uninterrupted["redraw"])
-    assert distilled.candidate_evaluations == 18
+    assert distilled.distillation.candidate_evaluations == 18
 
 
 @pytest.mark.parametrize("variant", ["base", "redraw"])

@@ -13,7 +13,7 @@ from dd_lightning.callbacks import SyntheticSetWriter
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching
 from dd_lightning.pools import NetworkPool
 from dd_lightning.sets import class_batches as sampling
-from dd_lightning.sets import synthetic
+from dd_lightning.sets import initial
 from dd_lightning.sets.real import RealSet
 from tests import small
 
@@ -136,7 +136,7 @@ def test_pretraining_and_clustering_are_not_repeated(tmp_path: Path, monkeypatch
         return class_representatives(real, count, *given)
 
     monkeypatch.setattr(NetworkPool, "_born", noted_born)
-    monkeypatch.setattr(synthetic, "class_representatives", noted_representatives)
+    monkeypatch.setattr(initial, "class_representatives", noted_representatives)
     variant, saved = "bidirectional, selection", small.checkpoints(tmp_path)
     run(tmp_path, variant)
     whole = networks.copy()

@@ -12,11 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import EvalCallback
+from dd_lightning.datamodules.trainer import DEFAULT_STEPS
 from dd_lightning.functional.augment import augment
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import DivergenceError, InputError
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.random import StepContext
-from dd_lightning.module import DEFAULT_STEPS, DistillationModule
+from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import CandidateKey, TrajectoryPool, TrajectorySegment
 from dd_lightning.sets.initial import class_labels
@@ -54,8 +55,8 @@ def test_one_batch_is_one_optimizer_step_is_one_step(store: Path, tmp_path: Path
     distilled, record, trainer = recorded(store, tmp_path, steps=5)
     assert trainer.global_step == record.optimizer_steps == 5
     assert len(record.before) == 5 + 1
-    assert distilled.candidate_evaluations == 5
-    assert distilled.skipped_steps == 0
+    assert distilled.distillation.candidate_evaluations == 5
+    assert distilled.distillation.skipped_steps == 0
 
 
 def test_images_and_rate_move_labels_and_real_data_do_not(store: Path, tmp_path: Path) -> None:
@@ -65,8 +66,8 @@ def test_images_and_rate_move_labels_and_real_data_do_not(store: Path, tmp_path:
         assert not torch.equal(earlier["synthetic.student_lr"], later["synthetic.student_lr"])
     assert distilled.synthetic_set.targets.tolist() == [0, 0, 1, 1, 2, 2]
     untouched = small.data()
-    assert torch.equal(distilled.real.images, untouched.train.images)
-    assert torch.equal(distilled.real.labels, untouched.train.labels)
+    assert torch.equal(distilled.problem.real.images, untouched.train.images)
+    assert torch.equal(distilled.problem.real.labels, untouched.train.labels)
 
 
 def test_initial_images_are_real_ones_of_their_class(store: Path, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_rate_zero_keeps_the_student_lr(store: Path, tmp_path: Path) -> None:
 
 def test_soft_labels_come_from_the_experts_that_are_right(store: Path, tmp_path: Path) -> None:
     distilled, record, _ = recorded(store, tmp_path, labels="soft", label_lr=0.0)
-    targets, network = distilled.synthetic_set.targets, distilled.network
+    targets, network = distilled.synthetic_set.targets, distilled.problem.network
     images, labels = record.values("images")[0], class_labels(small.CLASSES, 2)
     pool = distilled.pool
     assert isinstance(pool, TrajectoryPool)
@@ -126,9 +127,8 @@ def test_gradient_is_plain_backpropagation(store: Path, tmp_path: Path) -> None:
     objective = distilled.objective
     assert isinstance(objective, TrajectoryMatching)
     theta = segment.start.clone().requires_grad_()
-    inputs = (distilled.synthetic_set, distilled.real, distilled.network, lambda: segment, context)
-    for indices, draw in objective.draw(*inputs):
-        loss = classification_loss(distilled.network(theta, augment(images[indices], draw)), targets[indices])
+    for indices, draw in objective.draw(distilled.problem, lambda: segment, context):
+        loss = classification_loss(distilled.problem.network(theta, augment(images[indices], draw)), targets[indices])
         theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
     matching = (theta - segment.target).square().sum() / (segment.start - segment.target).square().sum()
     expected = torch.autograd.grad(matching, (images, rate, targets))
@@ -150,11 +150,11 @@ def test_student_lr_floor(store: Path, tmp_path: Path) -> None:
 
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
             assert isinstance(pl_module, DistillationModule)
-            seen.append((float(pl_module.synthetic_set.student_lr.detach()), pl_module.student_lr))
+            seen.append((float(pl_module.synthetic_set.student_lr.detach()), pl_module.distillation.student_lr))
 
         def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
             assert isinstance(pl_module, DistillationModule)
-            pl_module.draw_candidates(1)  # what begins a step; drawing twice gives the same
+            pl_module.distillation.begin(trainer.global_step)  # once per step, whoever is first
             starts.append(float(pl_module.synthetic_set.student_lr.detach()))
 
     starts: list[float] = []
@@ -177,7 +177,7 @@ def test_loss_threshold_skips(store: Path, tmp_path: Path) -> None:
     distilled, record, trainer = recorded(
         store, tmp_path, 3, objective=TrajectoryMatching(syn_steps=2, loss_threshold=1e-9)
     )
-    assert distilled.skipped_steps == trainer.global_step == 3
+    assert distilled.distillation.skipped_steps == trainer.global_step == 3
     assert all(torch.equal(value, record.values("images")[0]) for value in record.values("images"))
     assert {float(value) for value in record.values("student_lr")} == {float(torch.tensor(0.05))}
 
@@ -203,7 +203,7 @@ def broken_pool(store: Path, *loads: int) -> BrokenPool:
 
 
 def test_nonfinite_loss_is_an_error(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"matching loss is not finite at step 2 .*lower image_lr"):
+    with pytest.raises(DivergenceError, match=r"matching loss is not finite at step 2 .*lower image_lr"):
         small.fit(tmp_path, small.module(store, pool=broken_pool(store, 2)))
 
 
@@ -211,19 +211,54 @@ def test_nonfinite_loss_is_skipped(store: Path, tmp_path: Path) -> None:
     distilled, record, trainer = recorded(store, tmp_path, 4, pool=broken_pool(store, 1, 2), on_nonfinite="skip")
     images = record.values("images")
     assert [torch.equal(a, b) for a, b in itertools.pairwise(images)] == [False, True, True, False]
-    assert distilled.skipped_steps == 2
+    assert distilled.distillation.skipped_steps == 2
     assert trainer.global_step == 4
 
 
-def test_nonfinite_candidate_is_seen_by_the_guard(store: Path, tmp_path: Path) -> None:
-    distilled = small.module(store, pool=broken_pool(store, 4))  # the second of the second step's three
-    with pytest.raises(InputError, match="not finite at step 1 "):
-        small.fit(tmp_path, distilled, small.selection())
-    distilled = small.module(store, pool=broken_pool(store, 4), on_nonfinite="skip")
+def test_a_nonfinite_candidate_is_left_out(store: Path, tmp_path: Path) -> None:
+    for broken in range(3, 6):  # each of the second step's three in turn
+        distilled, choice = small.module(store, pool=broken_pool(store, broken)), small.selection()
+        small.fit(tmp_path, distilled, choice, steps=3)
+        assert distilled.distillation.skipped_steps == 0
+        assert choice.nonfinite == 1
+
+
+def test_only_nonfinite_candidates_are_an_error_or_skipped(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match="not finite at step 1 "):
+        small.fit(tmp_path, small.module(store, pool=broken_pool(store, 3, 4, 5)), small.selection())
+    distilled = small.module(store, pool=broken_pool(store, 3, 4, 5), on_nonfinite="skip")
     choice = small.selection()
     small.fit(tmp_path, distilled, choice, steps=11)
-    assert distilled.skipped_steps == 1
+    assert (distilled.distillation.skipped_steps, choice.nonfinite) == (1, 3)
     assert 1 <= choice.state_dict()["effective_sum"] / choice.selections <= 3
+
+
+def test_a_second_fit_by_another_trainer_starts_anew(store: Path, tmp_path: Path) -> None:
+    """The images stay; counters, curve and the pool's cursors are the new run's."""
+    distilled, choice, points = small.module(store, {"refresh": "advance"}), small.selection(), small.evaluation()
+    small.fit(tmp_path, distilled, choice, points, steps=4)
+    images = small.learned(distilled)[0]
+    small.fit(tmp_path, distilled, choice, points, steps=2)
+    assert not torch.equal(small.learned(distilled)[0], images)
+    assert [point.step for point in points.points] == [0, 2]
+    assert choice.selections == 2
+    assert distilled.distillation.candidate_evaluations == 6
+
+
+def test_a_second_fit_by_the_same_trainer_goes_on(store: Path, tmp_path: Path) -> None:
+    # Lightning makes a new optimizer, and with it a new momentum
+    once, twice = (small.module(store, {"refresh": "advance"}, momentum=0.0) for _ in range(2))
+    small.fit(tmp_path, once, small.selection(temperature=0.1), steps=6)
+    choice, points = small.selection(temperature=0.1), small.evaluation()
+    trainer = small.fit(tmp_path, twice, choice, points, steps=4, max_epochs=1)
+    assert trainer.global_step == 4
+    trainer.fit_loop.epoch_loop.max_steps = 6
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(twice, datamodule=small.data())
+    assert trainer.global_step == 6
+    assert [point.step for point in points.points] == [0, 2, 4, 6]
+    assert choice.selections == 6
+    assert small.same(small.learned(once), small.learned(twice))
 
 
 class NanGradient(TrajectoryMatching):
@@ -238,12 +273,12 @@ class NanGradient(TrajectoryMatching):
 
 
 def test_nonfinite_gradient(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a gradient is not finite at step 1 "):
+    with pytest.raises(DivergenceError, match="a gradient is not finite at step 1 "):
         small.fit(tmp_path, small.module(store, objective=NanGradient(syn_steps=2)))
     distilled, record, _ = recorded(store, tmp_path, 3, objective=NanGradient(syn_steps=2), on_nonfinite="skip")
     images = record.values("images")
     assert [torch.equal(a, b) for a, b in itertools.pairwise(images)] == [False, True, False]
-    assert distilled.skipped_steps == 1
+    assert distilled.distillation.skipped_steps == 1
 
 
 def test_global_random_states_stay(store: Path, tmp_path: Path) -> None:
@@ -278,9 +313,9 @@ def test_another_seed_at_resumption_is_told(store: Path, tmp_path: Path) -> None
 def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: Path) -> None:
     small.fit(tmp_path, small.module(store), small.checkpoints(tmp_path), steps=2)
     for changed, message in (
-        (small.module(store, ipc=1), r"images are \(6, 1, 8, 8\), but the configuration makes \(3, 1, 8, 8\)"),
+        (small.module(store, ipc=1), r"images is \[3, 1, 8, 8\] in the configuration, but \[6, 1, 8, 8\]"),
         (small.module(store, {"num_experts": 3}), "num_experts is 3, but the checkpoint's run has 4"),
-        (small.module(store, labels="soft"), "labels is 'soft', but the checkpoint's run has the other kind"),
+        (small.module(store, labels="soft"), "labels is 'soft' in the configuration, but 'hard' in the checkpoint"),
     ):
         with pytest.raises(InputError, match=message):
             small.fit(tmp_path, changed, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=2.ckpt")
@@ -303,7 +338,7 @@ def test_default_number_of_steps(store: Path, tmp_path: Path) -> None:
 
 def test_unset_pieces_say_so() -> None:
     fresh = DistillationModule()
-    for name in ("synthetic_set", "network", "real"):
+    for name in ("synthetic_set", "problem"):
         with pytest.raises(RuntimeError, match="yet"):
             getattr(fresh, name)
 
@@ -319,7 +354,8 @@ def test_scored_candidates_have_no_graph(store: Path, tmp_path: Path) -> None:
     class Look(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
             assert isinstance(pl_module, DistillationModule)
-            scored.extend(pl_module.score(pl_module.draw_candidates(2)))
+            pl_module.distillation.begin(trainer.global_step)
+            scored.extend(pl_module.distillation.score(pl_module.distillation.draw(2)))
 
     scored: list[ScoredCandidate] = []
     small.fit(tmp_path, small.module(store), Look(), steps=1)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from dd_lightning.callbacks.hyperparameters import hyperparameters
 from dd_lightning.datamodules import DatasetDataModule
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import InputError
@@ -22,12 +24,16 @@ from dd_lightning.functional.kmeans import representatives
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.module import DistillationModule
-from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives import BidirectionalMatching, GradientMatching, ScoredCandidate, TrajectoryMatching
+from dd_lightning.objectives import (
+    BidirectionalMatching,
+    GradientMatching,
+    Problem,
+    ScoredCandidate,
+    TrajectoryMatching,
+)
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.pools import Candidate, NetworkPool, TrajectoryPool, TrajectorySegment
-from dd_lightning.sets.synthetic import SyntheticSet
-from dd_lightning.training.recipes import NetworkRecipe
+from dd_lightning.sets.color_spaces import ZCARecipe
 from tests import small
 
 
@@ -44,7 +50,7 @@ class Watch(Callback):
         assert isinstance(pl_module, DistillationModule)
         if self.initial is None:
             self.initial = pl_module.synthetic_set.images.detach().clone()
-        pl_module.draw_candidates(1)  # what begins a step; drawing twice gives the same
+        pl_module.distillation.begin(trainer.global_step)  # once per step, whoever is first
         self.begun.append(pl_module.synthetic_set.images.detach().clone())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
@@ -73,7 +79,7 @@ def test_stored_and_decoded_sizes(
     synthetic, real = distilled.synthetic_set, small.data().train
     assert synthetic.images.shape == (small.CLASSES * 2, *small.SHAPE)
     assert len(synthetic) == small.CLASSES * 2
-    assert distilled.effective_ipc == decoded
+    assert distilled.storage.effective_ipc == decoded
     assert synthetic.decoded().shape == (small.CLASSES * decoded, *small.SHAPE)
     assert synthetic.decoded_size == len(synthetic.decoded_targets()) == small.CLASSES * decoded
     assert synthetic.decoded_targets().tolist() == [c for c in range(small.CLASSES) for _ in range(decoded)]
@@ -99,7 +105,7 @@ def test_cluster_representatives_are_where_it_starts(tmp_path: Path, options: di
     chosen = []
     for label in range(small.CLASSES):
         rows = (real.labels == label).nonzero().flatten()
-        features = distilled.network.features(theta, real.images[rows])
+        features = distilled.problem.network.features(theta, real.images[rows])
         chosen.append(rows[representatives(features, 2 * factor**2, generator)])
     expected = pack(real.images[torch.cat(chosen)], Formation(factor))
     assert watch.initial is not None
@@ -190,11 +196,14 @@ def test_objectives_and_pools_that_do_not_fit() -> None:
 def test_default_pools() -> None:
     one = DistillationModule(GradientMatching()).pool
     assert isinstance(one, NetworkPool)
-    assert (one.size, one.age_limit, one.refresh_rule, one.pretrain_epochs) == (1, 100, "winner", 0)
-    assert one.recipe == NetworkRecipe(0.01, 0.9, 5e-4, 64, 2000, "color_crop", "idc", 0.5)
+    assert (len(one), one.age_limit, one.refresh_rule, one.pretrain_epochs) == (1, 100, "winner", 0)
+    recipe = one.recipe
+    assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.01, 0.9, 5e-4, 64)
+    assert (recipe.images_per_update, recipe.augmentation, recipe.policy) == (2000, "color_crop", "idc")
+    assert recipe.cutmix == 0.5
     other = DistillationModule(BidirectionalMatching()).pool
     assert isinstance(other, NetworkPool)
-    assert (other.size, other.age_limit, other.refresh_rule, other.pretrain_epochs) == (1, 100, "winner", 1)
+    assert (len(other), other.age_limit, other.refresh_rule, other.pretrain_epochs) == (1, 100, "winner", 1)
     assert isinstance(DistillationModule().pool, TrajectoryPool)
 
 
@@ -216,11 +225,11 @@ def test_gradient_matching_on_experts_is_at_the_start_of_their_segments(store: P
         sides = []
         for inputs in (real.images[rows], images[own]):
             leaf = theta.clone().requires_grad_()
-            outputs = distilled.network(leaf, inputs)
+            outputs = distilled.problem.network(leaf, inputs)
             targets = torch.full((len(inputs),), label)
             sides.append(torch.autograd.grad(F.cross_entropy(outputs, targets), leaf, create_graph=True)[0])
         convolution = slice(0, 4 * 9)
-        assert distilled.network.parameter_shapes[0] == (4, 1, 3, 3)
+        assert distilled.problem.network.parameter_shapes[0] == (4, 1, 3, 3)
         loss = loss + (sides[0][convolution].detach() - sides[1][convolution]).square().sum()
     gradient = torch.autograd.grad(loss, images)[0]
     torch.testing.assert_close(watch.ended[1], watch.begun[1] - 0.1 * gradient, rtol=1e-5, atol=1e-6)
@@ -259,9 +268,8 @@ def test_trajectory_matching_through_decoding_is_plain_backpropagation(
     decoded = small.data().space.encode(torch.stack(each, dim=1).flatten(0, 1))
     decoded_targets = torch.stack([targets] * len(each), dim=1).flatten(0, 1)
     theta = segment.start.clone().requires_grad_()
-    inputs = (distilled.synthetic_set, distilled.real, distilled.network, lambda: segment, context)
-    for indices, draw in distilled.objective.draw(*inputs):
-        outputs = distilled.network(theta, augment(decoded[indices], draw))
+    for indices, draw in distilled.objective.draw(distilled.problem, lambda: segment, context):
+        outputs = distilled.problem.network(theta, augment(decoded[indices], draw))
         loss = classification_loss(outputs, decoded_targets[indices])
         theta = theta - rate * torch.autograd.grad(loss, theta, create_graph=True)[0]
     matching = (theta - segment.target).square().sum() / (segment.start - segment.target).square().sum()
@@ -279,13 +287,13 @@ class Chooser(GradientMatching):
         self.references: list[Candidate] = []
         self.winners: list[Candidate] = []
 
-    def draw(self, *arguments: Any) -> ClasswiseDraw:  # noqa: ANN401
-        self.references.append(arguments[3]())
-        return super().draw(*arguments)
+    def draw(self, problem: Problem, reference: Callable[[], Candidate], context: StepContext) -> ClasswiseDraw:
+        self.references.append(reference())
+        return super().draw(problem, reference, context)
 
-    def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
+    def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         self.winners.append(scored.candidate)
-        return super().loss(synthetic, network, scored)
+        return super().loss(problem, scored)
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -303,7 +311,7 @@ def test_representatives_are_chosen_with_the_previous_steps_network_as_it_is_now
         fit(again, 6, tmp_path / "step=4.ckpt")
         references, winners = references + again.references, winners + again.winners
     assert len(references) == len(winners) == 6
-    assert references[0].key == (int(torch.randperm(3, generator=step_generator(5, 0, "candidates"))[0]),)
+    assert references[0].key == (int(torch.randperm(3, generator=step_generator(5, 0, "candidates"))[0]), 0)
     assert [reference.key for reference in references[1:]] == [winner.key for winner in winners[:-1]]
     assert len({winner.key for winner in winners}) > 1
     for reference, before in zip(references[1:], winners, strict=False):
@@ -384,10 +392,12 @@ def test_load_from_checkpoint_decodes_alike(
     arguments: dict[str, Any] = {"objective": GradientMatching(), "pool": NetworkPool()} if described else {}
     loaded = DistillationModule.load_from_checkpoint(tmp_path / "step=2.ckpt", **arguments)
     assert small.same(small.learned(loaded), small.learned(distilled))
-    assert loaded.synthetic_set.formation == loaded.formation == distilled.synthetic_set.formation
-    assert loaded.image_space == distilled.image_space
-    assert "batches_drawn" not in distilled.hyperparameters()  # a state is no setting
-    assert distilled.hyperparameters()["age_limit"] == 3
+    assert loaded.synthetic_set.formation == loaded.storage.decoding == distilled.synthetic_set.formation
+    assert loaded.storage.image_space == distilled.storage.image_space
+    assert "batches_drawn" not in hyperparameters(distilled)  # a state is no setting
+    assert hyperparameters(distilled)["age_limit"] == 3
+    if isinstance(loaded.synthetic_set.space, ZCARecipe):  # the checkpoint holds no matrices
+        loaded.synthetic_set.use_space(data.space)
     assert torch.equal(loaded.synthetic_set.decoded(), distilled.synthetic_set.decoded())
     assert torch.equal(loaded.synthetic_set.decoded_targets(), distilled.synthetic_set.decoded_targets())
 
@@ -395,17 +405,17 @@ def test_load_from_checkpoint_decodes_alike(
 def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: Path) -> None:
     small.fit(tmp_path, small.network_module(factor=2), small.checkpoints(tmp_path), steps=2)
     for changed, message in (
-        (small.network_module(factor=1), r"run has Formation\(factor=2, kind='single'\), image_space 'network', but"),
-        (small.network_module(factor=2, formation="multi"), r"but the configuration has Formation\(factor=2, kind='mu"),
-        (small.network_module(factor=2, image_space="pixels"), r"image_space 'network', but .*'pixels'; resume with"),
+        (small.network_module(factor=1), "factor is 1 in the configuration, but 2 in the"),
+        (small.network_module(factor=2, formation="multi"), "formation is 'multi' in the configuration, but 'single'"),
+        (small.network_module(factor=2, image_space="pixels"), r"image_space is 'pixels' in .*'network' in the"),
         (small.network_module({"num_networks": 2}, factor=2), "pool holds 2 networks, but the checkpoint's run has 1"),
         (
             small.module(store, factor=2),
-            r"run has GradientMatching on NetworkPool, but .*TrajectoryMatching on TrajectoryPool; resume with",
+            "TrajectoryMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool",
         ),
         (
             small.module(store, factor=2, objective=GradientMatching(batch_real=8)),
-            r"run has GradientMatching on NetworkPool, but .*has GradientMatching on TrajectoryPool; resume with",
+            "GradientMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool",
         ),
     ):
         with pytest.raises(InputError, match=message):
@@ -442,7 +452,7 @@ def test_a_factor_beyond_the_image_is_refused_before_experts_are_trained(
 ) -> None:
     distilled = small.module(tmp_path / "experts", factor=9, ipc=1, init=init)
     wide = torch.utils.data.TensorDataset(torch.rand(300, *small.SHAPE), torch.arange(300) % 3)
-    with pytest.raises(InputError, match=r"factor=9 cuts images of 8 x 8 pixels .* it can be at most 8$"):
+    with pytest.raises(InputError, match="factor is 9; it must be at least 1 and at most 8"):
         small.fit(tmp_path, distilled, datamodule=DatasetDataModule(wide, wide, name="wide"))
     assert not (tmp_path / "experts").exists()
 

@@ -1,6 +1,7 @@
 """Lightning callbacks: selection, evaluation, files."""
 
-from dd_lightning.callbacks.evaluation import EvalCallback, EvaluationPoint
+from dd_lightning.callbacks.accuracy_curve import EvaluationPoint
+from dd_lightning.callbacks.evaluation import EvalCallback
 from dd_lightning.callbacks.selection import TrajectorySelectionCallback
 from dd_lightning.callbacks.writer import SyntheticSetWriter
 

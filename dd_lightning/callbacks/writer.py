@@ -1,13 +1,16 @@
 """The synthetic set as files and as a picture in TensorBoard."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from dd_lightning.functional.errors import InputError
-from dd_lightning.module import DistillationModule, as_distillation
+from dd_lightning.callbacks.attached import as_distillation
+from dd_lightning.callbacks.evaluation import EvalCallback
+from dd_lightning.functional.errors import check_range
+from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.pictures import image_grid, png_bytes
 from dd_lightning.sets.synthetic_file import SyntheticFile, save_synthetic
@@ -28,10 +31,8 @@ class SyntheticSetWriter(Callback):
     PICTURE = "synthetic.png"
 
     def __init__(self, every_n_steps: int = 100, max_per_class: int = 10) -> None:
-        if every_n_steps < 1 or max_per_class < 1:
-            raise InputError(
-                f"writer.every_n_steps is {every_n_steps} and max_per_class is {max_per_class}; both must be >= 1"
-            )
+        check_range("writer.every_n_steps", every_n_steps, low=1)
+        check_range("writer.max_per_class", max_per_class, low=1)
         self.every_n_steps = every_n_steps
         self.max_per_class = max_per_class
         self.config: dict[str, Any] = {}
@@ -62,39 +63,41 @@ class SyntheticSetWriter(Callback):
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the current set, file and picture."""
         module = as_distillation(pl_module)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked for by all processes: it is a broadcast
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        file = synthetic_file(module, trainer.global_step, self.config)
+        recipe = next((asdict(c.recipe) for c in trainer.callbacks if isinstance(c, EvalCallback)), {})  # type: ignore[attr-defined]
+        file = synthetic_file(module, trainer.global_step, recipe, self.config)
         save_synthetic(folder / self.FILE, file)
-        pixels = file.images if file.stored_as == "pixels" else module.datamodule.space.decode(file.images)
-        grid = image_grid(pixels, file.num_classes, self.max_per_class)
+        grid = image_grid(file.stored_pixels(), file.num_classes, self.max_per_class)
         write_atomically(folder / self.PICTURE, png_bytes(grid))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("synthetic", grid, trainer.global_step)
 
 
-def synthetic_file(module: DistillationModule, step: int, config: dict[str, Any]) -> SyntheticFile:
+def synthetic_file(
+    module: DistillationModule, step: int, recipe: dict[str, Any], config: dict[str, Any]
+) -> SyntheticFile:
     """Return the module's synthetic set with all that is needed to evaluate it years later."""
-    synthetic, data = module.synthetic_set, module.datamodule
+    synthetic, data, run = module.synthetic_set, module.datamodule, module.distillation
     return SyntheticFile(
         images=synthetic.images.detach().cpu(),
         labels=synthetic.targets.detach().cpu(),
-        label_kind="hard" if synthetic.label_kind == "hard" else "logits",
-        lr=module.student_lr if module.objective.uses_student_lr else None,
-        color_space=data.space.kind,
-        color_space_tensors=data.space.tensors(),
-        ipc=module.ipc,
-        effective_ipc=module.effective_ipc,
-        factor=module.formation.factor,
-        formation=module.formation.kind,
-        stored_as=module.image_space,
         num_classes=data.num_classes,
+        space=data.space,
+        stored_as=synthetic.image_space,
+        formation=synthetic.formation,
+        lr=run.student_lr if "student_lr" in module.objective.learnable else None,
+        evaluation_lr=run.student_lr,
+        evaluation_recipe=recipe,
         dataset=data.name,
+        fingerprint=data.fingerprint,
+        val_fraction=data.val_fraction,
+        split_seed=data.split_seed,
         class_names=list(data.class_names),
         objective=type(module.objective).__name__,
-        network=module.network.name,
+        network=run.problem.network.name,
         step=step,
         config=config,
     )

@@ -5,27 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 
 from dd_lightning.callbacks import EvaluationPoint
 from dd_lightning.cli.errors import blame_paths
 from dd_lightning.cli.parser import OneLineParser
 from dd_lightning.cli.report import evaluation_table, show
 from dd_lightning.cli.runs import synthetic_file
-from dd_lightning.datamodules import DistillationDataModule, datamodule_by_name
+from dd_lightning.datamodules import DistillationDataModule, datamodule_by_name, evaluation_data
 from dd_lightning.execution.memory import explain_oom
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.sets.color_spaces import color_space_from_tensors
-from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.synthetic_file import SyntheticFile, load_synthetic
-from dd_lightning.training.evaluation import RECIPES, evaluate_synthetic_set, get_recipe
+from dd_lightning.training.evaluation import RECIPES, Evaluation, EvaluationRecipe, get_recipe
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
 from dd_lightning.training.experts import train_experts
 from dd_lightning.training.progress import epoch_bar
 from dd_lightning.training.recipes import ExpertRecipe
-
-DEFAULT_EVALUATION_LR = 0.01
-"""Learning rate of evaluations if neither a set nor its run's configuration has one."""
 
 
 def experts(args: Sequence[str]) -> None:
@@ -41,6 +38,7 @@ def experts(args: Sequence[str]) -> None:
     parser.add_argument("--epochs", type=int, default=50, help="Epochs each shall have (50 in MTT).")
     parser.add_subclass_arguments(DistillationDataModule, "data", required=False, help="Real data.")
     parser.add_class_arguments(ExpertRecipe, "recipe")
+    parser.add_class_arguments(Execution, "execution", skip={"precision", "memory_gb"})  # the recipe has a precision
     _add_device(parser)
     config = parser.parse_args(args)
     if config.data is None:
@@ -51,7 +49,9 @@ def experts(args: Sequence[str]) -> None:
     device = _device(config.device)
     with blame_paths(config, output="path"):
         store = ExpertStore(config.path)
-        data = _ready(objects.data)
+        data = objects.data
+        data.prepare_data()
+        data.setup()
         network = FunctionalNetwork(config.network, data.image_shape, data.num_classes).to(device)
         identity = ExpertIdentity.of(
             network, objects.recipe, config.epochs, fingerprint=data.fingerprint, dataset=data.name
@@ -59,14 +59,14 @@ def experts(args: Sequence[str]) -> None:
         store.check(identity)
         train_experts(
             network,
-            data.train,
+            data.train.to(device),
             store,
             identity,
             objects.recipe,
             config.num_experts,
             config.epochs,
             held_out=data.test,
-            device=device,
+            execution=objects.execution,
         )
     sys.stdout.write(f"{len(store.ids())} experts in {Path(config.path).resolve()}\n")
 
@@ -80,7 +80,12 @@ def evaluate(args: Sequence[str]) -> None:
     parser.add_argument("file", type=str, help="A synthetic.safetensors, or the folder of a run.")
     parser.add_argument("--networks", type=str, nargs="+", default=None, help="Architectures; the file's by default.")
     parser.add_argument("--num_networks", type=int, default=5, help="Fresh networks of each.")
-    parser.add_argument("--recipe", type=str, default="mtt", help=f"Protocol: {', '.join(sorted(RECIPES))}.")
+    parser.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        help=f"Protocol: {', '.join(sorted(RECIPES))}; the run's own by default, or mtt if it evaluated nothing.",
+    )
     parser.add_argument("--epochs", type=int | None, default=None, help="Epochs, if not the protocol's.")
     parser.add_argument(
         "--augmentation", type=str | None, default=None, help="DSA strategy, if not the protocol's; or none."
@@ -90,24 +95,19 @@ def evaluate(args: Sequence[str]) -> None:
         DistillationDataModule, "data", required=False, help="Real data, if not the file's dataset in --root."
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of all draws.")
+    parser.add_class_arguments(Execution, "execution", skip={"memory_gb"})
     _add_device(parser)
     config = parser.parse_args(args)
     check_range("num_networks", config.num_networks, low=1)
-    recipe = get_recipe(config.recipe, config.epochs, config.augmentation)
     device = _device(config.device)
+    objects = parser.instantiate_classes(config)
     with blame_paths(config, output="file"):
         path = synthetic_file(Path(config.file))
         file = load_synthetic(path)
-        given = parser.instantiate_classes(config).data
-        data = _ready(given or datamodule_by_name(file.dataset, root=config.root))
-    if data.num_classes != file.num_classes or data.image_shape != tuple(file.images.shape[1:]):
-        raise InputError(
-            f"{path} holds {file.num_classes} classes of {tuple(file.images.shape[1:])} images, but {data.name} "
-            f"has {data.num_classes} of {data.image_shape}; give the data it was distilled from with --data"
-        )
-    # The held-out data goes into the file's own color space, not into one fitted anew.
-    space = color_space_from_tensors(file.color_space, file.color_space_tensors)
-    held_out = RealSet(space.encode(data.space.decode(data.test.images)), data.test.labels, data.num_classes).to(device)
+        recipe = _recipe(file, config)
+        data = objects.data or datamodule_by_name(file.dataset, root=config.root)
+        file, held_out = evaluation_data(file, data)
+    held_out = held_out.to(device)
     images, targets = (tensor.to(device) for tensor in file.training_set())
     points = []
     specs = config.networks or [file.network]  # all are built before the first one is trained: a wrong name fails now
@@ -117,16 +117,9 @@ def evaluate(args: Sequence[str]) -> None:
             explain_oom(f"training {title}", None, "set smaller --num_networks, or smaller --networks"),
             epoch_bar(title, recipe.epochs) as on_epoch,
         ):
-            result = evaluate_synthetic_set(
-                images,
-                targets,
-                _evaluation_lr(file),
-                held_out,
-                network,
-                recipe,
-                config.num_networks,
-                config.seed,
-                on_epoch,
+            evaluation = Evaluation(network, held_out, recipe, objects.execution)
+            result = evaluation(
+                images, targets, file.evaluation_lr, config.num_networks, seed=config.seed, on_epoch=on_epoch
             )
         points.append(EvaluationPoint(file.step, network.name, result.accuracies, result.seconds, result.validations))
     show(evaluation_table(path, len(file.images), len(images), points))
@@ -152,14 +145,13 @@ def _device(name: str) -> torch.device:
         raise InputError(f"device is {name!r}, which this machine does not have; use auto or cpu") from error
 
 
-def _ready(data: DistillationDataModule) -> DistillationDataModule:
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def _evaluation_lr(file: SyntheticFile) -> float:
-    """Return the rate that was learned with a set, or the one that its run's own evaluations had."""
-    if file.lr is not None:
-        return file.lr
-    return float(file.config.get("model", {}).get("student_lr", DEFAULT_EVALUATION_LR))
+def _recipe(file: SyntheticFile, config: Namespace) -> EvaluationRecipe:
+    """Return the protocol that was asked for, or the one that the set's run used."""
+    stored = file.evaluation_recipe
+    if config.recipe is not None or not stored:
+        return get_recipe(config.recipe or "mtt", config.epochs, config.augmentation)
+    changes = {name: config[name] for name in ("epochs", "augmentation") if config[name] is not None}
+    try:
+        return EvaluationRecipe(**stored | {"milestones": tuple(stored["milestones"])} | changes)
+    except (TypeError, KeyError) as error:
+        raise InputError(f"the file's evaluation recipe is not understood ({error}); name one with --recipe") from error

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint
-from dd_lightning.execution.memory import peak_memory_bytes
 from dd_lightning.module import DistillationModule
 from dd_lightning.training.evaluation import mean_std
 
@@ -32,20 +31,20 @@ def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallba
             }
         if (baseline := evaluation.random_real) is not None:
             random_real = {"network": baseline.network, **_accuracies(baseline)}
-    full = module.pool.full_set_accuracies()
+    pool = module.pool.summary()
     return {
         "images": len(module.synthetic_set),
         "decoded_images": module.synthetic_set.decoded_size,
         "networks": accuracies,
         "random_real": random_real,
-        "full_set": None if full is None else {"accuracies": list(full.accuracies), "trained": full.description},
+        "full_set": pool.get("full_set"),
         "steps": trainer.global_step,
-        "skipped_steps": module.skipped_steps,
-        "candidate_evaluations": module.candidate_evaluations,
-        "seconds": module.seconds,
+        "skipped_steps": module.distillation.skipped_steps,
+        "candidate_evaluations": module.distillation.candidate_evaluations,
+        "seconds": module.distillation.cost.seconds,
         "seconds_evaluating": evaluation.seconds if evaluation is not None else 0.0,
-        "seconds_training_experts": module.expert_seconds,
-        "peak_memory_bytes": peak_memory_bytes(module.device),
+        "seconds_training_experts": pool.get("seconds_training_experts", 0.0),
+        "peak_memory_bytes": module.distillation.cost.peak_memory,
         "device": str(module.device),
         "files": str(trainer.log_dir or trainer.default_root_dir),
     }
@@ -88,9 +87,8 @@ def closing_table(result: dict[str, Any]) -> Table:
         full = result["full_set"]
         table.add_row("full training set", f"{percent(full['accuracies'])}  ({full['trained']})")
     skipped = f", {result['skipped_steps']} of them skipped" if result["skipped_steps"] else ""
-    table.add_row(
-        "steps", f"{result['steps']}{skipped}; {round(result['candidate_evaluations'], 1)} candidates evaluated"
-    )
+    evaluated = f"{result['candidate_evaluations']:.1f}".removesuffix(".0")
+    table.add_row("steps", f"{result['steps']}{skipped}; {evaluated} candidates evaluated")
     parts = {"evaluating": result["seconds_evaluating"], "training experts before": result["seconds_training_experts"]}
     spent = ", ".join(f"{seconds:.0f} {what}" for what, seconds in parts.items() if seconds > 0)
     table.add_row("seconds", f"{result['seconds']:.0f}" + (f"  ({spent})" if spent else ""))

@@ -5,6 +5,7 @@ from dd_lightning.datamodules.by_name import datamodule_by_name
 from dd_lightning.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from dd_lightning.datamodules.dataset import DatasetDataModule
 from dd_lightning.datamodules.digits import DigitsDataModule
+from dd_lightning.datamodules.held_out import evaluation_data
 from dd_lightning.datamodules.image_folder import ImageFolderDataModule
 from dd_lightning.datamodules.mnist import FashionMNISTDataModule, MNISTDataModule
 from dd_lightning.datamodules.steps import StepLoader
@@ -22,4 +23,5 @@ __all__ = [
     "SVHNDataModule",
     "StepLoader",
     "datamodule_by_name",
+    "evaluation_data",
 ]

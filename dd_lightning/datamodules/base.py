@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from dd_lightning.datamodules.steps import StepLoader
 from dd_lightning.datamodules.whitening_cache import cached_zca
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.whitening import fit_zca
 from dd_lightning.sets.color_spaces import ColorKind, ColorSpace, NormalizedSpace, PixelSpace, ZCASpace
 from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.splits import stratified_split
 
 ZCA_EPS = 0.1
-"""What is added to the eigenvalues before whitening: the value of the trajectory-matching reference."""
+"""What is added to the eigenvalues before whitening, as in the trajectory-matching reference."""
 
 _SMALLEST_STD = 1e-6
 """Below this a channel counts as constant; one gray level of 255 in one pixel of a million is 4e-6."""
@@ -31,9 +31,7 @@ _SMALLEST_STD = 1e-6
 class _Ready:
     """All that is known once the data were read."""
 
-    train: RealSet
-    val: RealSet | None
-    test: RealSet
+    sets: dict[str, RealSet]
     space: ColorSpace
     class_names: tuple[str, ...]
     fingerprint: str
@@ -42,22 +40,19 @@ class _Ready:
 class DistillationDataModule(LightningDataModule, ABC):
     """Real data for distillation: a training set to compress and held-out sets to test on.
 
-    A subclass says how to read the data (:meth:`load`). Everything is held as one tensor per split; the train
-    loader yields step numbers only (:class:`~dd_lightning.datamodules.steps.StepLoader`). The properties read the
-    data when they are first used, so that the number of classes can be linked to other options before
-    ``setup``.
+    A subclass says how to read the data (:meth:`load`). Each split is one tensor; the train loader yields step numbers
+    only (:class:`~dd_lightning.datamodules.steps.StepLoader`). Properties read the data on first use, so the number of
+    classes can be linked to other options before ``setup``.
 
     Args:
         root: Folder with the data files.
-        download: Fetch the files when they are not under ``root``.
-        color_space: What networks see: ``normalized`` channels, ``zca``-whitened pixels (fitted on the
-            training images alone, with eps 0.1, the trajectory-matching reference's value), or the ``pixel``
-            values in [0, 1].
-        val_fraction: Share of every class that is taken out of the training data, to choose settings on
-            without looking at the test data. 0, the default, holds nothing out.
-        split_seed: Seed of every random split of the data; separate from the seed of the run, so that runs
-            compare.
-        cache_dir: Folder for fitted ZCA matrices; ``<root>/.dd_lightning`` when left out.
+        download: Fetch the files if they are not under ``root``; files that are there are never overwritten.
+        color_space: What networks see: ``normalized`` channels, ``zca``-whitened pixels (fitted on the training images
+            alone, with eps 0.1, the trajectory-matching reference's value), or the ``pixel`` values in [0, 1].
+        val_fraction: Share of every class that is held out of the training data, to choose settings on without looking
+            at the test data.
+        split_seed: Seed of every random split of the data, apart from the run's seed, so that runs compare.
+        cache_dir: Folder for fitted ZCA matrices; ``<root>/.dd_lightning`` by default.
 
     Raises:
         InputError: If ``val_fraction`` is out of range or ``color_space`` is unknown.
@@ -72,6 +67,7 @@ class DistillationDataModule(LightningDataModule, ABC):
     def __init__(
         self,
         root: str = "data",
+        *,
         download: bool = True,
         color_space: ColorKind = "normalized",
         val_fraction: float = 0.0,
@@ -79,10 +75,9 @@ class DistillationDataModule(LightningDataModule, ABC):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"val_fraction is {val_fraction}; it must lie in [0, 1): change it")
-        if color_space not in ("normalized", "zca", "pixel"):
-            raise InputError(f"color_space is {color_space!r}: use one of 'normalized', 'zca', 'pixel'")
+        check_range("val_fraction", val_fraction, 0, 1, exclude_high=True)
+        if color_space not in get_args(ColorKind):
+            raise InputError(f"color_space is {color_space!r}; use one of {', '.join(get_args(ColorKind))}")
         self.root = Path(root)
         self.download = download
         self.color_space = color_space
@@ -90,6 +85,7 @@ class DistillationDataModule(LightningDataModule, ABC):
         self.split_seed = split_seed
         self.cache_dir = Path(cache_dir) if cache_dir is not None else self.root / ".dd_lightning"
         self._ready: _Ready | None = None
+        self._device: torch.device | str = "cpu"
 
     @abstractmethod
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -108,13 +104,25 @@ class DistillationDataModule(LightningDataModule, ABC):
         self._prepared()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data; does nothing when that was done already.
+        """Read the data, once for all stages.
 
         Raises:
             InputError: If the data are missing or do not fit together.
         """
         del stage  # every stage needs every split
         self._prepared()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Hold the sets on ``device`` from now on: each one moves there when it is next asked for, once."""
+        self._device = device
+        return self
+
+    def refit(self, color_space: ColorKind, val_fraction: float, split_seed: int) -> None:
+        """Use another color space and split, such as those of a stored set; the data are read again if they differ."""
+        asked = (color_space, val_fraction, split_seed)
+        if asked != (self.color_space, self.val_fraction, self.split_seed):
+            self.color_space, self.val_fraction, self.split_seed = asked
+            self._ready = None
 
     def train_dataloader(self) -> StepLoader:
         """Return the numbers of the steps that are left, for the trainer that this module is attached to.
@@ -130,48 +138,45 @@ class DistillationDataModule(LightningDataModule, ABC):
         """Return the images that evaluation may use.
 
         Raises:
-            InputError: If ``"val"`` is asked for and nothing was held out.
+            InputError: If ``val`` is asked for and nothing was held out.
         """
-        if split == "test":
-            return self.test
-        if split != "val":
-            raise InputError(f"split {split!r} is unknown: use 'test' or 'val'")
-        if self.val is None:
+        held = self.test if split == "test" else self.val
+        if held is None:
             raise InputError(
-                "the 'val' split was asked for but val_fraction is 0, so nothing is held out: "
-                "set val_fraction above 0 or use 'test'"
+                f"split is {split!r}, but val_fraction is 0, so nothing is held out: set val_fraction above 0 or use "
+                "'test'"
             )
-        return self.val
+        return held
 
     @property
     def train(self) -> RealSet:
         """Training images in the color space, without those of ``val``."""
-        return self._prepared().train
+        return self._on_device("train")
 
     @property
     def val(self) -> RealSet | None:
-        """Images held out of the training data; ``None`` when ``val_fraction`` is 0."""
-        return self._prepared().val
+        """Images held out of the training data; ``None`` if ``val_fraction`` is 0."""
+        return self._on_device("val") if self.val_fraction > 0 else None
 
     @property
     def test(self) -> RealSet:
         """Test images in the color space."""
-        return self._prepared().test
+        return self._on_device("test")
 
     @property
     def space(self) -> ColorSpace:
-        """The color space of all three sets."""
+        """The color space of all sets."""
         return self._prepared().space
 
     @property
     def num_classes(self) -> int:
         """The number of classes."""
-        return self.train.num_classes
+        return self._prepared().sets["train"].num_classes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape ``(C, H, W)`` of one image."""
-        return self.train.image_shape
+        return self._prepared().sets["train"].image_shape
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -180,12 +185,17 @@ class DistillationDataModule(LightningDataModule, ABC):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the training data and the color space.
+        """16 hex digits that identify the training data and the color space.
 
-        They change with the training pixels, their labels, the val split and the color space, and do not
-        depend on where the files lie.
+        They change with the training pixels, their labels, the val split and the color space, not with the place of
+        the files.
         """
         return self._prepared().fingerprint
+
+    def _on_device(self, split: str) -> RealSet:
+        sets = self._prepared().sets
+        sets[split] = sets[split].to(self._device)
+        return sets[split]
 
     def _prepared(self) -> _Ready:
         if self._ready is None:
@@ -193,35 +203,27 @@ class DistillationDataModule(LightningDataModule, ABC):
         return self._ready
 
     def _prepare(self) -> _Ready:
-        images, labels = self._checked(self.load(train=True), "train")
-        test_images, test_labels = self._checked(self.load(train=False), "test")
+        splits = {"train": self._checked("train"), "test": self._checked("test")}
         names = self.load_class_names()
+        images, labels = splits["train"]
         num_classes = len(names) if names is not None else int(labels.max()) + 1
-        val_images, val_labels = images[:0], labels[:0]
         if self.val_fraction > 0:
             kept, held = stratified_split(labels, self.val_fraction, self.split_seed, "val split")
-            val_images, val_labels = images[held], labels[held]
-            images, labels = images[kept], labels[kept]
+            splits["val"] = images[held], labels[held]
+            splits["train"] = images, labels = images[kept], labels[kept]
         fingerprint = self._fingerprint(images, labels)
         space = self._fit_space(images, fingerprint)
-
-        def real_set(split: str, raw: Tensor, of: Tensor) -> RealSet:
+        sets = {}
+        for split, (raw, of) in splits.items():
             try:
-                return RealSet(space.encode(_to_unit(raw)), of, num_classes)
+                sets[split] = RealSet(space.encode(_to_unit(raw)), of, num_classes)
             except InputError as error:
                 raise InputError(f"the {split} split of {self.name}: {error}") from None
+        numbers = tuple(map(str, range(num_classes)))
+        return _Ready(sets, space, numbers if names is None else tuple(names), fingerprint)
 
-        return _Ready(
-            train=real_set("train", images, labels),
-            val=real_set("val", val_images, val_labels) if self.val_fraction > 0 else None,
-            test=real_set("test", test_images, test_labels),
-            space=space,
-            class_names=tuple(names) if names is not None else tuple(map(str, range(num_classes))),
-            fingerprint=fingerprint,
-        )
-
-    def _checked(self, loaded: tuple[Tensor, Tensor], split: str) -> tuple[Tensor, Tensor]:
-        images, labels = loaded
+    def _checked(self, split: str) -> tuple[Tensor, Tensor]:
+        images, labels = self.load(train=split == "train")
         what = f"the {split} split of {self.name}"
         if images.ndim != 4 or len(images) == 0 or labels.shape != (len(images),):
             raise InputError(
@@ -245,15 +247,16 @@ class DistillationDataModule(LightningDataModule, ABC):
         if self.color_space == "zca":
             path = self.cache_dir / f"zca-{fingerprint}.safetensors"
             dimension = math.prod(images.shape[1:])
-            return ZCASpace(cached_zca(path, dimension, lambda: fit_zca(_to_unit(images), eps=ZCA_EPS)))
+            zca = cached_zca(path, dimension, lambda: fit_zca(_to_unit(images), eps=ZCA_EPS))
+            return ZCASpace(zca, ZCA_EPS)
         if self.channel_stats is not None:
             mean, std = self.channel_stats
             return NormalizedSpace(torch.tensor(mean), torch.tensor(std))
         return NormalizedSpace(*channel_mean_std(images))
 
     def _fingerprint(self, images: Tensor, labels: Tensor) -> str:
-        # Computed statistics and matrices follow from the pixels; describing them by rule keeps
-        # the fingerprint free of rounding, which differs between machines.
+        # Computed statistics and matrices follow from the pixels; describing them by rule keeps the fingerprint free
+        # of rounding, which differs between machines.
         rule = {
             "pixel": "pixel",
             "zca": f"zca eps={ZCA_EPS}",

@@ -9,7 +9,6 @@ from torch.utils.data import Dataset
 from dd_lightning.datamodules.base import DistillationDataModule
 from dd_lightning.datamodules.collect import collect
 from dd_lightning.functional.errors import InputError
-from dd_lightning.sets.color_spaces import ColorKind
 
 
 class DatasetDataModule(DistillationDataModule):
@@ -21,14 +20,10 @@ class DatasetDataModule(DistillationDataModule):
     Args:
         train_dataset: The data to distil.
         test_dataset: The data to test on.
-        num_classes: The number of classes; one more than the largest training label when left out.
+        num_classes: The number of classes; one more than the largest training label by default.
         name: What to call the data in files and logs.
         root: Folder for the cache; no data file is read from it.
-        color_space: What networks see: ``normalized`` (mean and std of the training images), ``zca``-whitened
-            pixels (fitted on the training images alone, with eps 0.1) or the ``pixel`` values in [0, 1].
-        val_fraction: Share of every class that is taken out of the training data, to choose settings on.
-        split_seed: Seed of that split.
-        cache_dir: Folder for fitted ZCA matrices; ``<root>/.dd_lightning`` when left out.
+        **options: Those of :class:`DistillationDataModule`, but for ``download``.
     """
 
     def __init__(
@@ -38,19 +33,9 @@ class DatasetDataModule(DistillationDataModule):
         num_classes: int | None = None,
         name: str = "custom",
         root: str = "data",
-        color_space: ColorKind = "normalized",
-        val_fraction: float = 0.0,
-        split_seed: int = 0,
-        cache_dir: str | None = None,
+        **options: Any,  # noqa: ANN401  (inherited)
     ) -> None:
-        super().__init__(
-            root,
-            download=False,
-            color_space=color_space,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            cache_dir=cache_dir,
-        )
+        super().__init__(root, download=False, **options)
         self.name = name
         self._datasets = {True: train_dataset, False: test_dataset}
         self._num_classes = num_classes

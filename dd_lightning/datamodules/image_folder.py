@@ -1,6 +1,7 @@
 """Your own images in folders."""
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -8,25 +9,20 @@ from torchvision.datasets import ImageFolder
 
 from dd_lightning.datamodules.base import DistillationDataModule
 from dd_lightning.datamodules.collect import collect
-from dd_lightning.functional.errors import InputError
-from dd_lightning.sets.color_spaces import ColorKind
+from dd_lightning.functional.errors import InputError, check_range
 
 
 class ImageFolderDataModule(DistillationDataModule):
     """Images in ``root/train/<class>/`` and ``root/test/<class>/``; the folder names are the class names.
 
-    Each image is scaled so that its shorter side fits and cut to the square in its middle.
+    Each image is scaled so that its shorter side fits, and cut to the square in its middle. ZCA matrices have
+    (channels * image_size^2)^2 entries.
 
     Args:
         root: Folder with ``train`` and ``test``.
         image_size: Height and width in pixels of what is distilled.
         grayscale: One channel instead of three.
-        color_space: What networks see: ``normalized`` (mean and std of the training images), ``zca``-whitened
-            pixels (fitted on the training images alone, with eps 0.1; its matrices have (channels * size^2)^2
-            entries) or the ``pixel`` values in [0, 1].
-        val_fraction: Share of every class that is taken out of the training data, to choose settings on.
-        split_seed: Seed of that split.
-        cache_dir: Folder for fitted ZCA matrices; ``<root>/.dd_lightning`` when left out.
+        **options: Those of :class:`DistillationDataModule`, but for ``download``.
 
     Raises:
         InputError: If ``image_size`` is below 1.
@@ -39,21 +35,10 @@ class ImageFolderDataModule(DistillationDataModule):
         root: str,
         image_size: int,
         grayscale: bool = False,
-        color_space: ColorKind = "normalized",
-        val_fraction: float = 0.0,
-        split_seed: int = 0,
-        cache_dir: str | None = None,
+        **options: Any,  # noqa: ANN401  (inherited)
     ) -> None:
-        super().__init__(
-            root,
-            download=False,
-            color_space=color_space,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            cache_dir=cache_dir,
-        )
-        if image_size < 1:
-            raise InputError(f"image_size is {image_size}; it must be at least 1: raise it")
+        super().__init__(root, download=False, **options)
+        check_range("image_size", image_size, 1)
         self.image_size = image_size
         self.grayscale = grayscale
         self._class_names: dict[bool, list[str]] = {}

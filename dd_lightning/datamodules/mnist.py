@@ -1,5 +1,6 @@
 """MNIST and Fashion-MNIST."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -12,14 +13,7 @@ from dd_lightning.datamodules.published import read_published
 class MNISTDataModule(DistillationDataModule):
     """MNIST: 60,000 training and 10,000 test handwritten digits, 28x28, gray, 10 classes.
 
-    Args:
-        root: Folder that holds, or will hold, ``MNIST/raw``.
-        download: Fetch the files (11 MiB) when they are not under ``root``.
-        color_space: What networks see: ``normalized`` (mean 0.1307, std 0.3081), ``zca``-whitened pixels
-            (fitted on the training images alone, with eps 0.1) or the ``pixel`` values in [0, 1].
-        val_fraction: Share of every class that is taken out of the training data, to choose settings on.
-        split_seed: Seed of that split.
-        cache_dir: Folder for fitted ZCA matrices; ``<root>/.dd_lightning`` when left out.
+    A download takes 11 MiB, into ``MNIST/raw`` below ``root``. Normalized with mean 0.1307 and std 0.3081.
     """
 
     name = "mnist"
@@ -33,9 +27,8 @@ class MNISTDataModule(DistillationDataModule):
             self._title,
             self.root,
             f"{self._published.__name__}/raw",
-            read=lambda: self._published(self.root, train=train),
-            fetch=(lambda: self._published(self.root, train=train, download=True)) if self.download else None,
-            remedy=None,
+            partial(self._published, self.root, train=train),
+            self.download,
         )
         return data.data[:, None], data.targets
 
@@ -47,14 +40,7 @@ class MNISTDataModule(DistillationDataModule):
 class FashionMNISTDataModule(MNISTDataModule):
     """Fashion-MNIST: 60,000 training and 10,000 test pictures of clothes, 28x28, gray, 10 classes.
 
-    Args:
-        root: Folder that holds, or will hold, ``FashionMNIST/raw``.
-        download: Fetch the files (30 MiB) when they are not under ``root``.
-        color_space: What networks see: ``normalized`` (mean 0.2861, std 0.3530), ``zca``-whitened pixels
-            (fitted on the training images alone, with eps 0.1) or the ``pixel`` values in [0, 1].
-        val_fraction: Share of every class that is taken out of the training data, to choose settings on.
-        split_seed: Seed of that split.
-        cache_dir: Folder for fitted ZCA matrices; ``<root>/.dd_lightning`` when left out.
+    A download takes 30 MiB, into ``FashionMNIST/raw`` below ``root``. Normalized with mean 0.2861 and std 0.3530.
     """
 
     name = "fashion_mnist"

@@ -4,31 +4,26 @@ from collections.abc import Iterator
 
 from lightning.pytorch import Trainer
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import check_range
 
 
 class StepLoader:
     """Yields the distillation steps that are left: ``trainer.global_step .. trainer.max_steps - 1``.
 
-    A distillation step draws its real images by itself, from the set on the device, so all it needs from a
-    loader is its own number. The loader reads ``global_step`` each time it is iterated over; a run that was
-    resumed therefore goes on with the first step that was not taken, and no loader state has to be stored.
-    Its length is ``max_steps`` also then, because Lightning counts the batches before the checkpoint as
-    fetched. The empty state tells Lightning, which would warn otherwise, that the loader can be resumed.
+    A step draws its real images itself, from the set on the device, so all it needs from a loader is its number. The
+    loader reads ``global_step`` whenever it is iterated over, so a resumed run goes on with the first step that was not
+    taken, and no loader state has to be stored. Its length stays ``max_steps``, because Lightning counts the batches
+    before the checkpoint as fetched. The empty state tells Lightning that the loader can be resumed; it would warn.
 
     Args:
-        trainer: The trainer that runs the steps; its ``max_steps`` must be positive.
+        trainer: The trainer that runs the steps.
 
     Raises:
-        InputError: If ``max_steps`` is not set, since the run would never end.
+        InputError: If its ``max_steps`` is not set, since the run would never end.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        if trainer.max_steps < 1:
-            raise InputError(
-                f"trainer.max_steps is {trainer.max_steps}; a distillation run needs at least 1 step: "
-                "set trainer.max_steps"
-            )
+        check_range("trainer.max_steps", trainer.max_steps, 1)
         self._trainer = trainer
 
     def __len__(self) -> int:

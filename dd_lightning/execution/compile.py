@@ -1,4 +1,4 @@
-"""torch.compile: whether a run compiles, how pure functions are compiled, and what happens where it fails."""
+"""torch.compile: whether a run compiles, how pure functions are compiled, and what happens if that fails."""
 
 import warnings
 from collections.abc import Callable
@@ -18,14 +18,14 @@ Made = TypeVar("Made")
 Compile = Literal["auto", "on", "off"]
 
 Backend = str | Callable[..., Any]
-"""What torch.compile calls so."""
+"""A backend of torch.compile."""
 
 
 def compile_choice(value: Compile | bool) -> Compile:
-    """Return the choice that a person has made; YAML reads a bare ``on`` or ``off`` as a boolean.
+    """Return the choice in one spelling; YAML reads a bare ``on`` or ``off`` as a boolean.
 
     Raises:
-        InputError: If it is none.
+        InputError: If it is none of the choices.
 
     Example:
         >>> compile_choice(False), compile_choice("auto")
@@ -41,13 +41,12 @@ def compile_choice(value: Compile | bool) -> Compile:
 def compiled(function: Any, backend: Backend = "inductor") -> Callable[..., Any]:  # noqa: ANN401
     """Return a pure function of tensors compiled, for each set of shapes at its first use.
 
-    Compiling takes up to minutes. Shapes are never made symbolic: code for one shape is faster, and a run has one or
-    two. Compiled code is bound to the properties of the tensors that it was compiled for and to whether gradients were
-    being recorded: make these the same in every call.
+    It returns results without a graph. Compiling takes up to minutes. Shapes are never symbolic: code for one shape is
+    faster, and a run has one or two.
 
     Args:
-        function: Written with ``def``; it depends on nothing but its arguments and what it encloses.
-        backend: Of torch.compile.
+        function: Written with ``def``; it depends on nothing but its arguments and its closure.
+        backend: Backend of torch.compile.
 
     Example:
         >>> def double(x):
@@ -63,34 +62,37 @@ def compiled(function: Any, backend: Backend = "inductor") -> Callable[..., Any]
     # A pure function's tensors alone tell whether a call is of the kind that was compiled. To look through a whole
     # network each time took a tenth of a student's step on 8 x 8 images.
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
-    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
+    code: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
+
+    # Compiled code is bound to the gradient mode and to its arguments' strides and storage (a student's state is a row
+    # of a larger storage, which forward mode refuses): the same in every call.
+    def call(*arguments: Any) -> Any:  # noqa: ANN401
+        with torch.no_grad():
+            return code(*(laid_out(value) if isinstance(value, Tensor) else value for value in arguments))
+
+    return call
 
 
-def laid_out(images: Tensor) -> Tensor:
-    """Return a copy of images ``[B, ch, H, W]`` in the layout that compiled code is fastest with, without a graph.
+def laid_out(tensor: Tensor) -> Tensor:
+    """Return a copy without a graph, in the layout in which compiled code is fastest.
 
-    On a host, a convolution of 3 channels in float32 is nine times faster with the channels last, and compiled code
-    keeps to it. A copy has the strides of its layout even where an axis of length 1 leaves a choice, so that to
-    compiled code all images of a shape are of one kind.
+    On a CPU, a convolution of 3 channels in float32 is nine times faster with the channels last, and compiled code
+    keeps to it. A copy has the strides of its layout even where an axis of length 1 leaves a choice, so that compiled
+    code sees all images of a shape as one kind.
 
     Example:
         >>> laid_out(torch.zeros(2, 3, 8, 8)).stride(), laid_out(torch.zeros(2, 1, 8, 8)).stride()
         ((192, 1, 24, 3), (64, 64, 8, 1))
     """
-    last = images.dim() == 4 and images.shape[1] > 1 and images.device.type == "cpu" and images.dtype == torch.float32
-    return images.detach().clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+    last = tensor.dim() == 4 and tensor.shape[1] > 1 and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    return tensor.detach().clone(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def compiles(choice: Compile | bool, device: torch.device, calls: int) -> bool:
-    """Tell whether a run compiles what it will call so many times.
+    """Return whether a run compiles what it calls ``calls`` times on a device.
 
-    ``auto`` does so on CUDA alone, where the calls repay it, and unless algorithms are to be deterministic, for the
-    compiler may choose other kernels in another process.
-
-    Args:
-        choice: What the person has said.
-        device: Where it is computed.
-        calls: How many calls the whole run will make.
+    ``auto`` compiles on CUDA only, where the calls repay it, and not under deterministic algorithms, since the compiler
+    may choose other kernels in another process.
     """
     choice = compile_choice(choice)
     if choice != "auto":
@@ -98,22 +100,49 @@ def compiles(choice: Compile | bool, device: torch.device, calls: int) -> bool:
     return device.type == "cuda" and calls >= REPAYING_CALLS and not torch.are_deterministic_algorithms_enabled()
 
 
-def try_compile(make: Callable[[], Made], choice: Compile | bool, what: str, option: str) -> Made | None:
-    """Return what ``make`` compiles, or None, with a warning, where that fails and nobody insists on it.
+def compile_for_run(
+    make: Callable[[], Made],
+    choice: Compile | bool,
+    device: torch.device,
+    calls: int,
+    what: str,
+    say: Callable[[str], None],
+) -> Made | None:
+    """Return what ``make`` compiles if the run asks for that or ``calls`` repay it, and after telling so; else None.
 
     Args:
-        make: Compiles and tries out all that the run will need.
-        choice: What the person has said.
-        what: What is compiled, in a few words.
-        option: The option that they have said it with.
+        make: Compiles, and tries everything the run will need.
+        choice: The run's ``execution.compile``.
+        device: Where it is computed.
+        calls: How often the whole run will call it.
+        what: What is compiled, for messages.
+        say: Shows a line to whoever is going to wait.
 
     Raises:
         InputError: If it fails and the choice is ``on``.
-        RuntimeError: If memory runs out, as torch says it; or another of its errors of that kind.
+    """
+    if not compiles(choice, device, calls):
+        return None
+    say(f"compiling {what}: the first distillation step may be minutes away")
+    return try_compile(make, choice, what, "execution.compile")
+
+
+def try_compile(make: Callable[[], Made], choice: Compile | bool, what: str, option: str) -> Made | None:
+    """Return what ``make`` compiles, or None and a warning if torch cannot compile it and ``choice`` allows that.
+
+    Args:
+        make: Compiles, and tries everything the run will need.
+        choice: The option's value.
+        what: What is compiled, for messages.
+        option: The option's name, for messages.
+
+    Raises:
+        InputError: If it fails and the choice is ``on``.
+        RuntimeError: torch's own, if memory runs out.
     """
     try:
         return make()
-    except Exception as error:
+    except (RuntimeError, InputError) as error:  # the compiler's errors are RuntimeErrors; others are bugs of ours
         if is_out_of_memory(error):
             raise
         cause = getattr(error, "inner_exception", error)  # the compiler's own, behind torch's

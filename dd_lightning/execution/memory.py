@@ -1,4 +1,4 @@
-"""The memory of a distillation step: estimated before a run, and told when it was not enough."""
+"""The memory of a distillation step: estimated before a run, and explained when it runs out."""
 
 import sys
 import weakref
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # the way that torch's notes on extending it document
 from torch.utils._pytree import tree_leaves
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import OutOfMemoryError
 
 try:
     import resource
@@ -43,9 +43,13 @@ class MemoryPart(NamedTuple):
 class MemoryEstimate:
     """What the peak of a distillation step consists of, in bytes of tensors.
 
-    What allocators lose between tensors and what kernels use inside comes on top. On a host that was 5 to 40 % of steps
-    of half a GiB and more (``benchmarks/step_memory.py``). It may be as much again for smaller ones, because the C
-    library keeps tensors below 32 MiB on its heap.
+    What allocators lose between tensors and what kernels use inside comes on top: on a CPU 5 to 40 % for steps of half
+    a GiB and more (``benchmarks/step_memory.py``), and up to as much again for smaller ones, because the C library
+    keeps tensors below 32 MiB on its heap.
+
+    Attributes:
+        parts: Its reasons; they add up.
+        remedy: The options to change where memory runs out.
 
     Example:
         >>> estimate = MemoryEstimate((MemoryPart("real data", 2**29), MemoryPart("paths", 2**30, "3 candidates")))
@@ -54,6 +58,7 @@ class MemoryEstimate:
     """
 
     parts: tuple[MemoryPart, ...]
+    remedy: str = "use a smaller network, or fewer images per class"
 
     @property
     def total(self) -> int:
@@ -61,12 +66,12 @@ class MemoryEstimate:
         return sum(part.size for part in self.parts)
 
     def __str__(self) -> str:
-        said = [f"{p.name} {readable(p.size)}" + (f" ({p.note})" if p.note else "") for p in self.parts]
-        return f"about {readable(self.total)}: {', '.join(said)}"
+        parts = [f"{p.name} {readable(p.size)}" + (f" ({p.note})" if p.note else "") for p in self.parts]
+        return f"about {readable(self.total)}: {', '.join(parts)}"
 
 
 def readable(size: int) -> str:
-    """Return a number of bytes in the unit that suits it.
+    """Return a number of bytes in a readable unit.
 
     Example:
         >>> readable(3 * 2**30), readable(2**30 - 1), readable(1), readable(0)
@@ -79,10 +84,10 @@ def readable(size: int) -> str:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows, while it is entered, how many bytes the tensors that were made since are holding.
+    """Tracks, while it is active, the bytes held by the tensors made since.
 
-    Forward, backward and double backward all pass here, operation by operation, so that the peak is that of the
-    computation itself, whatever allocator serves it. What a kernel allocates inside is not seen.
+    Forward, backward and double backward all pass here, operation by operation, so the peak is that of the computation
+    itself, independent of the allocator. What a kernel allocates inside is not seen.
 
     Attributes:
         trace: The bytes after every new allocation.
@@ -103,13 +108,13 @@ class LiveBytes(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[Any]] = {}
 
     def __enter__(self) -> Self:
-        """Begin to follow."""
+        """Begin to track."""
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     @property
     def peak(self) -> int:
-        """The most bytes that were held at once."""
+        """The most bytes held at once."""
         return max(self.trace, default=0)
 
     def __torch_dispatch__(
@@ -119,7 +124,7 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401  (torch's own signature)
-        """Run an operation and count the storages that are new in what it returns."""
+        """Run an operation and count the storages that are new in its result."""
         del types
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
@@ -144,11 +149,11 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Peak memory of a computation as a function of how many images it is given.
+    """Peak memory of a computation as a function of its numbers of images.
 
     Attributes:
-        moments: (fixed, per image of the first kind, of the second kind, ...) in bytes, at any moment that can be the
-            peak. Every tensor grows linearly with the images, so each moment does.
+        moments: (fixed, per image of the first kind, of the second kind, ...) in bytes, at each moment that can be the
+            peak. Every tensor grows linearly with the images, so every moment does.
 
     Example:
         >>> MemoryModel(frozenset({(100, 1), (0, 5)})).peak(10), MemoryModel(frozenset({(100, 1), (0, 5)})).peak(100)
@@ -158,7 +163,7 @@ class MemoryModel:
     moments: frozenset[tuple[int, ...]]
 
     def peak(self, *images: int) -> int:
-        """Return the bytes that are held at the peak with so many images of each kind."""
+        """Return the bytes held at the peak, given the number of images of each kind."""
         return max(
             fixed + sum(slope * count for slope, count in zip(slopes, images, strict=True))
             for fixed, *slopes in self.moments
@@ -166,15 +171,15 @@ class MemoryModel:
 
 
 def memory_model(run: Callable[..., object], kinds: int = 1) -> MemoryModel:
-    """Find out what a computation needs by running it on a few images, on the host.
+    """Measure what a computation needs by running it on a few images, on the CPU.
 
-    It is run with two images of every kind, and again with one more of each kind in turn. The same operations in the
-    same order allocate the same tensors, so that the difference tells for every moment how it grows with the images:
-    exactly, and the same on every machine.
+    It runs with two images of every kind, and again with one more of each kind in turn. The same operations in the same
+    order allocate the same tensors, so the differences give the growth of every moment: exactly, and the same on every
+    machine.
 
     Args:
         run: Called with the number of images of each kind.
-        kinds: How many kinds there are.
+        kinds: Number of kinds.
 
     Example:
         >>> memory_model(lambda n: torch.ones(100) + torch.ones(n, 100).sum(0)).peak(1000)
@@ -184,7 +189,7 @@ def memory_model(run: Callable[..., object], kinds: int = 1) -> MemoryModel:
     base = _trace(run, counts)
     grown = [_trace(run, [count + (kind == k) for k, count in enumerate(counts)]) for kind in range(kinds)]
     if any(len(trace) != len(base) for trace in grown):
-        # It does something else with another number of images: take all of it to grow with all of them.
+        # Other operations for another number of images: assume that everything grows with all of them.
         slope = -(-max(max(trace) for trace in (base, *grown)) // PROBE_SIZE)
         return MemoryModel(frozenset({(0, *[slope] * kinds)}))
     moments = set()
@@ -201,10 +206,10 @@ def _trace(run: Callable[..., object], counts: Sequence[int]) -> list[int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that an allocation failed, on an accelerator or on the host."""
+    """Return whether an error means that an allocation failed, on an accelerator or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # torch has no exception of its own for the host, nor for what CUDA's libraries cannot allocate
+    # torch has no exception of its own for the CPU, nor for what CUDA's libraries cannot allocate
     signs = ("not enough memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
@@ -215,11 +220,11 @@ def explain_oom(doing: str, estimate: MemoryEstimate | None, remedy: str) -> Ite
 
     Args:
         doing: What the memory was needed for, such as ``"scoring 3 candidates at step 7"``.
-        estimate: What had been expected; None if nothing was.
+        estimate: The estimate of a step, if there is one.
         remedy: The options to change, such as ``"lower objective.batch_syn"``.
 
     Raises:
-        InputError: If an allocation fails within.
+        OutOfMemoryError: If an allocation fails within.
     """
     try:
         yield
@@ -227,11 +232,11 @@ def explain_oom(doing: str, estimate: MemoryEstimate | None, remedy: str) -> Ite
         if not is_out_of_memory(error):
             raise
         expected = "" if estimate is None else f" (the estimate of a step is {estimate})"
-        raise InputError(f"memory ran out while {doing}{expected}; {remedy}") from error
+        raise OutOfMemoryError(f"memory ran out while {doing}{expected}; {remedy}") from error
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """Return the peak of the device's allocator, or of the process for the host; None where it cannot be known."""
+    """Return the peak of the device's allocator, or of the process for the CPU; None where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resource is None:

@@ -1,4 +1,4 @@
-"""The precision that networks compute in, while parameters, images and losses stay in float32."""
+"""The precision of a network's layers, while parameters, images and losses stay in float32."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ from torch import Tensor
 from dd_lightning.functional.errors import InputError
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-"""What a network's layers compute in. ``tf32`` rounds the factors of products, on CUDA alone."""
+"""What a network's layers compute in. ``tf32`` rounds the factors of products, on CUDA only."""
 
 Parameters = Tensor | Sequence[Tensor]
-"""Of one network: the vector [P], or its parts in their own shapes."""
+"""Parameters of one network: the vector [P], or its parts in their own shapes."""
 
 
 def precision_choice(value: Precision) -> Precision:
-    """Return the precision that a person has chosen.
+    """Return a precision.
 
     Raises:
-        InputError: If it is none.
+        InputError: If it is unknown.
     """
     if value not in get_args(Precision):
         raise InputError(f"precision is {value!r}; use one of {', '.join(get_args(Precision))}")
@@ -30,9 +30,9 @@ def precision_choice(value: Precision) -> Precision:
 def in_precision(
     network: Callable[[Parameters, Tensor], Tensor], precision: Precision
 ) -> Callable[[Parameters, Tensor], Tensor]:
-    """Return a network whose layers compute in bfloat16 and whose logits are float32; itself in other precisions.
+    """Return a network whose layers compute in bfloat16 and whose outputs are float32; itself in other precisions.
 
-    Derivatives by its parameters and images are in their own precision.
+    Derivatives by its parameters and images have their precision.
 
     Example:
         >>> def twice(theta, images):
@@ -52,9 +52,9 @@ def in_precision(
 
 @contextmanager
 def tensor_float(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Let convolutions and matrix products on CUDA use TF32 where that is the precision, and nowhere else.
+    """Use TF32 for convolutions and matrix products on CUDA exactly if it is the precision.
 
-    torch by itself uses it for convolutions unasked.
+    torch's default is to use it for convolutions.
     """
     if device.type != "cuda":
         yield

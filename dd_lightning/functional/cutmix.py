@@ -4,8 +4,8 @@ The method is of Yun et al., "CutMix: Regularization Strategy to Train Strong Cl
 (ICCV 2019, https://arxiv.org/abs/1905.04899); the box and the partners are drawn as in IDC (`rand_bbox` and
 `random_indices` in https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/utils.py).
 
-Mixed labels are label logits: their softmax is the mixture. So `classification_loss` needs to know nothing of CutMix,
-and a stack of networks, only some of which mix at a step, has labels of one shape.
+Mixed labels are logits whose softmax is the mixture. So `classification_loss` knows nothing of CutMix, and a stack of
+networks, only some of which mix at a step, has labels of one shape.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 
 
 class CutMixDraw(NamedTuple):
@@ -22,9 +22,8 @@ class CutMixDraw(NamedTuple):
 
     Attributes:
         permutation: ``[B]`` int64; image i receives the box of image ``permutation[i]``.
-        box: First and last row, then first and last column, of the box, as (top, bottom, left, right); bottom and
-            right are one past the last pixel. It may be empty.
-        ratio: Share of an image's pixels that stay its own, from 0 to 1, after the box was cut off at the border.
+        box: (top, bottom, left, right) in pixels; bottom and right are exclusive. It may be empty.
+        ratio: Share of an image's pixels that stay its own, from 0 to 1, with the box cut off at the border.
     """
 
     permutation: Tensor
@@ -35,25 +34,24 @@ class CutMixDraw(NamedTuple):
 def draw_cutmix(generator: torch.Generator, batch: int, size: tuple[int, int], probability: float) -> CutMixDraw | None:
     """Draw whether to mix, with whom, and one box for the whole batch.
 
-    The share that stays is drawn from Beta(1, 1), the uniform distribution, as IDC does. With lambda that share, the
-    box spans sqrt(1 - lambda) of each axis, rounded down to whole pixels; its center is uniform over the pixels, and
-    it reaches half of that span, rounded down, either way (an odd span loses a pixel: the reference's rule). What lies
-    outside the image is cut off.
+    The share lambda that stays is uniform, Beta(1, 1), as in IDC. The box spans sqrt(1 - lambda) of each axis, rounded
+    down to whole pixels; its center is uniform over the pixels, and it reaches half of that span, rounded down, either
+    way (an odd span loses a pixel: the reference's rule). What lies outside the image is cut off.
 
-    The same number of draws is taken from the generator whether or not the images are mixed, so that what is drawn at
-    later steps does not depend on the probability. On an accelerator's generator it costs a synchronization.
+    The generator advances equally whether or not the images are mixed, so later draws do not depend on the
+    probability. An accelerator's generator costs a synchronization.
 
     Args:
         generator: Source of all randomness; it is advanced.
         batch: Number of samples B.
         size: ``(H, W)`` of the images.
-        probability: How likely the images are mixed at all; 0.5 in IDC for CIFAR.
+        probability: Probability of mixing at all; 0.5 in IDC for CIFAR.
 
     Returns:
-        The draw, to be handed to `cutmix`; None if the images are to be left alone.
+        The draw, for `cutmix`; None to leave the images alone.
 
     Raises:
-        InputError: If the batch or an axis is empty, or the probability is none.
+        InputError: If the batch or an axis is empty, or the probability is out of range.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -63,10 +61,9 @@ def draw_cutmix(generator: torch.Generator, batch: int, size: tuple[int, int], p
         >>> draw_cutmix(generator, batch=4, size=(8, 8), probability=0.0) is None
         True
     """
-    if batch < 1 or min(size) < 1:
-        raise InputError(f"cannot draw a CutMix for batch={batch} and size {size}: each must be at least 1")
-    if not 0 <= probability <= 1:
-        raise InputError(f"CutMix probability={probability} is out of range: it must be from 0 to 1")
+    check_range("CutMix batch", batch, 1)
+    check_range("CutMix size", min(size), 1)
+    check_range("CutMix probability", probability, 0, 1)
     device = generator.device
     chance, own, *center = torch.rand(4, generator=generator, device=device, dtype=torch.float64).tolist()
     permutation = torch.randperm(batch, generator=generator, device=device)
@@ -84,9 +81,9 @@ def draw_cutmix(generator: torch.Generator, batch: int, size: tuple[int, int], p
 
 
 def cutmix(images: Tensor, targets: Tensor, draw: CutMixDraw, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Paste the box of each image's partner into it and mix their labels: a pure function of its arguments.
+    """Paste the box of each image's partner into it and mix their labels: a pure function.
 
-    `classification_loss` of the labels returned is ``ratio`` times its value for the images' own labels plus
+    `classification_loss` of the mixed labels is ``ratio`` times its value for the images' own labels plus
     ``1 - ratio`` times its value for their partners'.
 
     Args:
@@ -96,11 +93,11 @@ def cutmix(images: Tensor, targets: Tensor, draw: CutMixDraw, num_classes: int) 
         num_classes: Number of classes.
 
     Returns:
-        The images, in their dtype, and label logits ``[B, classes]``: the logarithm of the mixture, hence -inf for a
-        class of probability 0. Those made of indices have the images' dtype.
+        The images, and label logits ``[B, classes]``: the logarithm of the mixture, hence -inf for a class of
+        probability 0. Logits made of indices have the images' dtype.
 
     Raises:
-        InputError: If the draw was made for another batch or image size, or the label logits are of other classes.
+        InputError: If the draw was made for another batch or image size, or the logits have other classes.
 
     Example:
         >>> images = torch.tensor([[[[1.0, 1.0]]], [[[2.0, 2.0]]]])
@@ -111,14 +108,11 @@ def cutmix(images: Tensor, targets: Tensor, draw: CutMixDraw, num_classes: int) 
     """
     size = (images.shape[-2], images.shape[-1])
     if len(draw.permutation) != len(images):
-        raise InputError(
-            f"CutMix drawn for {len(draw.permutation)} samples, got {len(images)}: draw again with the batch size"
-        )
+        raise InputError(f"CutMix drawn for {len(draw.permutation)} samples, got {len(images)}: draw again")
     top, bottom, left, right = draw.box
     if bottom > size[0] or right > size[1] or not math.isclose(draw.ratio, _own_share(draw.box, size), abs_tol=1e-9):
         raise InputError(
-            f"CutMix box {draw.box} with ratio {draw.ratio:g} was not drawn for images of size {size}: draw again with "
-            "the images' size"
+            f"CutMix box {draw.box} with ratio {draw.ratio:g} was not drawn for images of size {size}: draw again"
         )
     partner = draw.permutation.to(images.device)
     mixed = images.clone()
@@ -132,12 +126,12 @@ def label_logits(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tenso
 
     Args:
         targets: Class indices, ``[B]``, which become 0 for the class and -inf for all others; or label logits,
-            ``[B, classes]``, which are returned as they are.
+            ``[B, classes]``, returned as they are.
         num_classes: Number of classes.
-        dtype: Of the logits made of indices.
+        dtype: Of logits made of indices.
 
     Raises:
-        InputError: If the label logits are of another number of classes.
+        InputError: If the logits have another number of classes.
 
     Example:
         >>> label_logits(torch.tensor([1, 0]), num_classes=2, dtype=torch.float32)

@@ -1,11 +1,11 @@
 """Multi-formation: several training images decoded from each stored image.
 
 The method is of Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization" (IDC, ICML 2022,
-https://arxiv.org/abs/2205.14959). A stored image is a grid of tiles, and every tile, enlarged to the size of an
-image, is one training image: the budget of stored numbers stays as it was, and there is more to learn from.
+https://arxiv.org/abs/2205.14959). A stored image is a grid of tiles, and every tile, enlarged to the size of an image,
+is one training image: the same number of stored values, and more to learn from.
 
-Enlarging is two products with fixed matrices, one for rows and one for columns. So its backward is matrix products
-as well, in the same order in every run; the one that torch gives a bilinear `interpolate` adds with atomics on CUDA.
+Enlarging is two products with fixed matrices, one for rows and one for columns, so its backward is matrix products too,
+in the same order in every run; torch's backward of a bilinear `interpolate` adds with atomics on CUDA.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 
 FormationKind = Literal["single", "multi"]
 
@@ -25,10 +25,10 @@ class Formation:
     """How many training images a stored image holds, and of which sizes.
 
     Args:
-        factor: Tiles along each axis of a stored image. The default, 1, stores training images as they are; IDC
-            uses 2 for 32 x 32 images and 3 for those of ImageNet.
-        kind: ``single`` cuts every image by ``factor`` only, IDC's default; ``multi`` by 1, 2, ..., ``factor`` in
-            turn, so that the coarse image is one of the training images too.
+        factor: Tiles along each axis of a stored image; 1 stores training images as they are. IDC uses 2 for 32 x 32
+            images and 3 for ImageNet.
+        kind: ``single`` cuts by ``factor`` alone, IDC's default; ``multi`` by 1, 2, ..., ``factor`` in turn, so that
+            the whole image is a training image too.
 
     Raises:
         InputError: If the factor is below 1 or the kind is unknown.
@@ -42,12 +42,9 @@ class Formation:
     kind: FormationKind = "single"
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise InputError(
-                f"formation factor={self.factor} is out of range: it must be at least 1 (1 stores images as they are)"
-            )
+        check_range("factor", self.factor, 1, hint="1 stores images as they are")
         if self.kind not in get_args(FormationKind):
-            raise InputError(f"formation kind {self.kind!r} is unknown: it must be 'single' or 'multi'")
+            raise InputError(f"formation is {self.kind!r}; use one of {', '.join(get_args(FormationKind))}")
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -60,38 +57,34 @@ class Formation:
         return sum(factor**2 for factor in self.factors)
 
     def check_size(self, height: int, width: int) -> None:
-        """Check that images of a size can be cut.
+        """Check that images of this size can be cut.
 
         Raises:
             InputError: If the factor exceeds the height or the width.
         """
-        if self.factor > min(height, width):
-            raise InputError(
-                f"formation factor={self.factor} cuts images of {height} x {width} pixels into tiles smaller than a "
-                f"pixel: it can be at most {min(height, width)}"
-            )
+        check_range("factor", self.factor, 1, min(height, width), hint=f"a tile of {height} x {width} needs a pixel")
 
 
 def decode(images: Tensor, formation: Formation, pad: float = 0.0) -> Tensor:
     """Cut stored images into tiles, and enlarge every tile to the size of an image.
 
     A tile has ceil(H / f) x ceil(W / f) pixels. Where f does not divide H or W the image is first padded at the
-    bottom and at the right; with f near the size of the image the last tiles can be nothing but padding. Enlarging
-    is bilinear with ``align_corners=False``. The map is affine in the images (linear for ``pad`` 0), and can be
-    differentiated any number of times and mapped with ``vmap``.
+    bottom and right; with f near the image size the last tiles can be padding alone. Enlarging is bilinear with
+    ``align_corners=False``. The map is affine in the images (linear for ``pad`` 0), differentiable to any order, and
+    works under ``vmap``.
 
-    The order is image by image, so that a set sorted by class stays sorted: all tiles of image 0, row by row, then
-    those of image 1; for ``multi`` all tiles of factor 1, then of factor 2, and so on, within each image. The
-    reference has all first tiles, then all second tiles, and so on.
+    The order is image by image, so a set sorted by class stays sorted: all tiles of image 0, row by row, then those of
+    image 1; for ``multi`` all tiles of factor 1, then of factor 2, and so on, within each image. (In the reference all
+    first tiles come before all second ones.)
 
     Args:
         images: ``[n, ch, H, W]``, float32 or float64.
         formation: The cut.
-        pad: Value of the padding, in the space that the images are in; where nothing is padded it has no effect.
-            The default is the mean color of normalized images; IDC stores pixels in [0, 1] and pads with 0.5.
+        pad: Value of the padding, in the images' space. The default is the mean color of normalized images; IDC stores
+            pixels in [0, 1] and pads with 0.5.
 
     Returns:
-        ``[n * per_image, ch, H, W]`` in the images' dtype, on their device: ``images`` itself for factor 1.
+        ``[n * per_image, ch, H, W]``, dtype and device unchanged; ``images`` itself for factor 1.
 
     Raises:
         InputError: If the factor exceeds the height or the width.
@@ -126,13 +119,12 @@ def decode_targets(targets: Tensor, formation: Formation) -> Tensor:
 def pack(images: Tensor, formation: Formation) -> Tensor:
     """Fill stored images with shrunk training images: the start of a distillation.
 
-    Every image is shrunk to a tile by picking nearest pixels, as ``F.interpolate`` does by default and IDC with it.
-    f^2 consecutive images fill one stored image, row by row, so image k of them is in tile k of `decode`. The
-    initial packing for ``multi`` is that for ``single``: only the smallest tiles are filled.
+    Images are shrunk by picking nearest pixels, as in IDC. f^2 consecutive images fill one stored image, row by row,
+    so image k of them is tile k of `decode`. ``multi`` is packed like ``single``: only its smallest tiles are filled.
 
     Note:
-        Where f does not divide H or W, tiles lie where `decode` cuts, and what is beyond the image is cropped. The
-        reference fills the image with tiles that differ in size by a pixel, which its own decoding then cuts across.
+        Where f does not divide H or W, tiles lie where `decode` cuts, and what exceeds the image is cropped. The
+        reference's tiles differ in size by a pixel, and its own decoding cuts across them.
 
     Args:
         images: ``[n * f * f, ch, H, W]``.
@@ -142,7 +134,7 @@ def pack(images: Tensor, formation: Formation) -> Tensor:
         ``[n, ch, H, W]`` in the images' dtype: ``images`` itself for factor 1.
 
     Raises:
-        InputError: If the factor exceeds the height or the width, or if the last stored image would not be full.
+        InputError: If the factor exceeds the height or the width, or the last stored image would not be full.
 
     Example:
         >>> images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 2, 2)
@@ -156,8 +148,7 @@ def pack(images: Tensor, formation: Formation) -> Tensor:
         return images
     if len(images) % factor**2 != 0:
         raise InputError(
-            f"cannot pack {len(images)} images with formation factor={factor}: their number must be a multiple of "
-            f"{factor**2}"
+            f"cannot pack {len(images)} images with factor {factor}: their number must be a multiple of {factor**2}"
         )
     channels, height, width = images.shape[1:]
     side_y, side_x = _tile_size(height, width, factor)
@@ -167,8 +158,6 @@ def pack(images: Tensor, formation: Formation) -> Tensor:
 
 
 def _check_size(images: Tensor, formation: Formation) -> None:
-    if images.ndim != 4:
-        raise InputError(f"formation of a tensor of shape {tuple(images.shape)}: it takes images of [n, ch, H, W]")
     formation.check_size(*images.shape[-2:])
 
 

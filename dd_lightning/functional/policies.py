@@ -1,10 +1,10 @@
-"""Augmentation policies: which operations of DSA one call draws, and applying several draws one after another.
+"""Augmentation policies: which operations of DSA one call draws, and applying several draws in turn.
 
 Two are published. Trajectory matching and DSA draw one operation of the strategy per call; IDC (Kim et al., "Dataset
 Condensation via Efficient Synthetic-Data Parameterization", ICML 2022, https://arxiv.org/abs/2205.14959) applies nearly
-all of it (`DiffAug` in https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/augment.py).
-Operations and ranges are the same in both, and are those of `DSA`. For an oblong image IDC's rotation has a slightly
-different aspect ratio, which is not followed.
+all of them (`DiffAug` in https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/augment.py).
+Operations and ranges are those of `DSA` in both. For an oblong image IDC's rotation has a slightly different aspect
+ratio, which is not followed.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,11 @@ class AugmentationPolicy:
 
     Args:
         strategy: Operations joined by underscores, each at most once; ``none`` leaves images alone.
-        name: ``dsa``: one operation of the strategy per call, each as likely as the others. ``idc``: flip, color and
-            cutout at every call, those of them that the strategy names; and of crop, scale and rotate that it names,
-            one per call, each as likely as the others. They are applied in the order flip, color, the one drawn,
-            cutout, whatever the strategy's order is.
+        name: ``dsa``: one operation of the strategy per call, uniformly. ``idc``: at every call flip, color, one of
+            crop, scale and rotate, and cutout, in this order, as far as the strategy names them.
 
     Raises:
-        InputError: If the strategy names an unknown operation or one twice, or there is no policy of that name.
+        InputError: If the strategy names an unknown operation or one twice, or the policy is unknown.
 
     Example:
         >>> policy = AugmentationPolicy("color_crop_cutout_flip", name="idc")
@@ -49,13 +47,11 @@ class AugmentationPolicy:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(PolicyName):
-            raise InputError(
-                f"augmentation policy {self.name!r} is unknown: it must be one of {', '.join(get_args(PolicyName))}"
-            )
+            raise InputError(f"augmentation policy is {self.name!r}; use one of {', '.join(get_args(PolicyName))}")
         object.__setattr__(self, "_dsa", DSA(self.strategy))
 
     def most_memory_intensive(self) -> "AugmentationPolicy":
-        """Return the policy that always draws what needs the most memory of what this one may draw.
+        """Return the policy that always draws what needs the most memory of all that this one may draw.
 
         Example:
             >>> AugmentationPolicy("color_crop_cutout_rotate", "idc").most_memory_intensive().strategy
@@ -73,19 +69,18 @@ class AugmentationPolicy:
     ) -> tuple[AugmentationDraw, ...]:
         """Draw what one call applies, and the parameters of each operation, independently for each sample.
 
-        Which of several operations it is, is drawn once for the whole batch.
+        A choice between operations is made once for the whole batch.
 
         Args:
-            generator: Source of all randomness. The policy ``dsa`` takes from it what `DSA.draw` takes. An operation
-                that is chosen must be known on the host: one synchronization, if the generator is an accelerator's.
+            generator: Source of all randomness. The policy ``dsa`` takes from it what `DSA.draw` takes. The host must
+                know a chosen operation: one synchronization, if the generator is an accelerator's.
             batch: Number of samples.
             size: ``(H, W)`` of the images.
-            siamese: Draw one set of parameters for all samples. IDC does so when it matches real with synthetic
-                images, and not when it trains a network.
+            siamese: Draw one set of parameters for all samples, as IDC does to match real with synthetic images, but
+                not to train a network.
 
         Returns:
-            The draws in the order of their application, to be handed to `augment_in_turn`; none at all for ``idc``
-            with strategy ``none``.
+            The draws in order, for `augment_in_turn`; none for ``idc`` with strategy ``none``.
 
         Raises:
             InputError: If the batch is empty or an axis is shorter than 2 pixels.
@@ -103,17 +98,17 @@ class AugmentationPolicy:
 
 
 def augment_in_turn(images: Tensor, draws: Sequence[AugmentationDraw]) -> Tensor:
-    """Apply draws to images one after another: a pure function, differentiable in the images.
+    """Apply draws one after another: a pure function, differentiable in the images.
 
     Args:
         images: ``[B, C, H, W]``, float32 or float64.
-        draws: From `AugmentationPolicy.draw`; the first one is applied first.
+        draws: From `AugmentationPolicy.draw`.
 
     Returns:
-        ``[B, C, H, W]`` in the images' dtype, on their device; the very tensor given if there is nothing to apply.
+        ``[B, C, H, W]``, dtype and device unchanged; the very tensor given if there is nothing to apply.
 
     Raises:
-        InputError: If a draw was made for another image size or another number of samples.
+        InputError: If a draw was made for another image size or number of samples.
 
     Example:
         >>> flip = AugmentationDraw("flip", torch.tensor([[1.0]]), size=(2, 2), extent=(0, 0))

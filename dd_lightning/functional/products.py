@@ -1,7 +1,8 @@
 """First- and second-order derivatives of a training loss: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ Other = TypeVar("Other")
 Order = Literal["reverse_over_reverse", "forward_over_reverse", "reverse_over_forward"]
 """How second derivatives are evaluated; the numbers are the same.
 
-* ``"reverse_over_reverse"``, double backward, is the fastest one to run eagerly (``benchmarks/step_cost.py``). It must
-  never be put under ``vmap``, where it is silently wrong for affine instance, batch and layer norm.
+* ``"reverse_over_reverse"``, double backward, is the fastest in eager mode (``benchmarks/step_cost.py``). Never put it
+  under ``vmap``, where it is silently wrong for affine instance, batch and layer norm.
 * ``"forward_over_reverse"`` is jvp(grad), which torch.compile and vmap accept.
-* ``"reverse_over_forward"`` is grad(jvp), the gradient of the slope a . g. It has the fewest convolutions, for g itself
-  is never made, and is the fastest one when compiled. torch's own formulas make it silently wrong for batch and layer
-  norm: :func:`~dd_lightning.execution.compiled_loss.compiled_order` tells.
+* ``"reverse_over_forward"`` is grad(jvp), the gradient of the slope a . g. It has the fewest convolutions, since g
+  itself is never formed, and is the fastest when compiled. torch's own formulas make it silently wrong for batch and
+  layer norm: :func:`~dd_lightning.execution.compiled_loss.compiled_order` finds out.
 """
 
 
@@ -40,46 +41,36 @@ class Products(NamedTuple):
     targets: Tensor | None
 
 
-@runtime_checkable
-class DifferentiatedLoss(Protocol):
-    """A training loss that brings its own derivatives, such as compiled ones.
+class DifferentiatedLoss(NamedTuple):
+    """The derivatives of a training loss that a student's unroll and its adjoint need, eager or compiled.
 
-    :func:`gradient`, :func:`gradients` and :func:`gradient_products`, and so the student's unroll and its adjoint, take
-    it in place of a :data:`Loss` and use them.
+    Attributes:
+        gradient: :func:`gradient` of the loss: (theta, images, targets) -> [P].
+        gradients: :func:`gradients` of the loss: (thetas, images, targets) -> [M, P].
+        products: :func:`gradient_products` of the loss: (theta, images, targets, tangent, wrt_targets) -> Products.
     """
 
-    def __call__(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss."""
-        ...
+    gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gradients: Callable[[Tensor, Tensor, Tensor], Tensor]
+    products: Callable[[Tensor, Tensor, Tensor, Tensor, bool], Products]
 
-    def gradient(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """Return what :func:`gradient` does."""
-        ...
 
-    def gradients(self, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """Return what :func:`gradients` does."""
-        ...
-
-    def products(
-        self, theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor, wrt_targets: bool = False
-    ) -> Products:
-        """Return what :func:`gradient_products` does."""
-        ...
+def differentiated(loss: Loss, order: Order = "reverse_over_reverse") -> DifferentiatedLoss:
+    """Return the eager derivatives of a loss, those of second order evaluated in ``order``."""
+    return DifferentiatedLoss(
+        partial(gradient, loss), partial(gradients, loss), partial(gradient_products, loss, order=order)
+    )
 
 
 def gradient(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient of ``loss`` by theta, [P], without a graph."""
-    if isinstance(loss, DifferentiatedLoss):
-        return loss.gradient(theta, images, targets)
     with torch.enable_grad():
         leaf = theta.detach().requires_grad_()
         return torch.autograd.grad(loss(leaf, images.detach(), targets.detach()), leaf)[0]
 
 
 def gradients(loss: Loss, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-    """Return the gradients [M, P] of ``loss`` by several thetas [M, P] on the same batch, by one vmapped pass."""
-    if isinstance(loss, DifferentiatedLoss):
-        return loss.gradients(thetas, images, targets)
+    """Return the gradients [M, P] of ``loss`` by several thetas [M, P] on one batch, in one vmapped pass."""
     derivatives: Tensor = vmap(grad(loss), (0, None, None))(thetas.detach(), images.detach(), targets.detach())
     return derivatives
 
@@ -90,13 +81,12 @@ def gradient_products(
     images: Tensor,
     targets: Tensor,
     tangent: Tensor,
-    *,
     wrt_targets: bool = False,
     order: Order = "reverse_over_reverse",
 ) -> Products:
     """Return H a and d(a . g)/d(images) at one point, in the memory of one training step.
 
-    Trajectory matching uses both products at every inner step; gradient matching needs the mixed one alone.
+    Trajectory matching uses both products at every inner step; gradient matching needs only the mixed one.
 
     Args:
         loss: The training loss.
@@ -105,7 +95,7 @@ def gradient_products(
         targets: Its labels, [B], or its label logits, [B, C].
         tangent: a, [P].
         wrt_targets: Also return the derivative by ``targets``, which must then be floating point.
-        order: See :data:`Order`. A :class:`DifferentiatedLoss` has its own.
+        order: See :data:`Order`.
 
     Example:
         >>> theta, x = torch.tensor([3.0]), torch.tensor([2.0])
@@ -113,66 +103,36 @@ def gradient_products(
         >>> p.slope.item(), p.hessian.item(), p.images.item()
         (12.0, 4.0, 6.0)
     """
-    if isinstance(loss, DifferentiatedLoss):
-        return loss.products(theta, images, targets, tangent, wrt_targets)
-    theta, images, targets = theta.detach(), images.detach(), targets.detach()
-    if order != "reverse_over_reverse":
-        return SECOND_ORDER[order](loss, theta, images, targets, tangent, wrt_targets)
-    with torch.enable_grad():
-        theta.requires_grad_()
-        images.requires_grad_()
-        leaves = [theta, images]
-        if wrt_targets:
-            leaves.append(targets.requires_grad_())
-        (g,) = torch.autograd.grad(loss(theta, images, targets), theta, create_graph=True)
-        products = torch.autograd.grad(g, leaves, tangent, materialize_grads=True)
-    return Products(tangent @ g.detach(), products[0], products[1], products[2] if wrt_targets else None)
+    return SECOND_ORDER[order](loss, theta.detach(), images.detach(), targets.detach(), tangent, wrt_targets)
 
 
 def partial_gradients(
-    loss: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], wanted: Sequence[int], graph: bool
+    loss: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[Tensor, ...]:
     """Return the derivatives of ``loss`` by some of a network's parameters.
 
-    With a graph, ``torch.autograd.grad(derivatives, images, a)`` is the mixed product d(a . g)/d(images) of
-    :func:`gradient_products`, without the work for parameters that are not wanted: neither their gradients nor the
-    second derivatives that pass through these.
+    Where gradients are enabled, the derivatives can be differentiated again: ``torch.autograd.grad(derivatives, images,
+    a)`` is the mixed product d(a . g)/d(images) of :func:`gradient_products`, without the work for the parameters that
+    are not wanted: neither their gradients nor the Hessian-vector product by theta.
 
     Args:
         loss: Takes the parameters and returns a scalar.
         parts: The parameters, each in its own shape; read only.
         wanted: Which of them to differentiate by.
-        graph: Whether the result is to be differentiated again.
 
     Example:
-        >>> x = torch.tensor(2.0, requires_grad=True)
-        >>> parts = (torch.tensor(3.0), torch.tensor(5.0))
-        >>> (g,) = partial_gradients(lambda p: x * p[0] ** 2 + p[1], parts, [0], graph=True)
+        >>> x, parts = torch.tensor(2.0, requires_grad=True), (torch.tensor(3.0), torch.tensor(5.0))
+        >>> (g,) = partial_gradients(lambda p: x * p[0] ** 2 + p[1], parts, [0])
         >>> g.item(), torch.autograd.grad(g, x, torch.tensor(10.0))[0].item()
         (12.0, 60.0)
     """
-    return partial_gradients_and_other(lambda full: (loss(full), ()), parts, wanted, graph)[0]
+    return partial_gradients_and_other(lambda full: (loss(full), ()), parts, wanted)[0]
 
 
 def partial_gradients_and_other(
-    loss: Callable[[Sequence[Tensor]], tuple[Tensor, Other]],
-    parts: Sequence[Tensor],
-    wanted: Sequence[int],
-    graph: bool,
+    loss: Callable[[Sequence[Tensor]], tuple[Tensor, Other]], parts: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[tuple[Tensor, ...], Other]:
-    """Return what :func:`partial_gradients` does, and whatever else the loss has returned with its value.
-
-    Args:
-        loss: Takes the parameters and returns a scalar and something else.
-        parts: The parameters, each in its own shape; read only.
-        wanted: Which of them to differentiate by.
-        graph: Whether the derivatives are to be differentiated again.
-
-    Example:
-        >>> parts = (torch.tensor(3.0), torch.tensor(5.0))
-        >>> partial_gradients_and_other(lambda p: (p[0] ** 2, p[0] + p[1]), parts, [0], graph=False)[0]
-        (tensor(6.),)
-    """
+    """Return :func:`partial_gradients`, and whatever else the loss returns beside its value."""
     if torch.compiler.is_compiling():
         # The same numbers in the form that torch.compile can differentiate again, within what it compiles.
         def of_wanted(chosen: tuple[Tensor, ...]) -> tuple[Tensor, Other]:
@@ -183,12 +143,24 @@ def partial_gradients_and_other(
 
         found: tuple[tuple[Tensor, ...], Other] = grad(of_wanted, has_aux=True)(tuple(parts[i] for i in wanted))
         return found
-    leaves = [part.detach() for part in parts]
+    create_graph, leaves = torch.is_grad_enabled(), [part.detach() for part in parts]
     for index in wanted:
         leaves[index].requires_grad_()
     with torch.enable_grad():
         value, other = loss(leaves)
-        return torch.autograd.grad(value, [leaves[i] for i in wanted], create_graph=graph), other
+        return torch.autograd.grad(value, [leaves[i] for i in wanted], create_graph=create_graph), other
+
+
+def _double_backward(
+    loss: Loss, theta: Tensor, images: Tensor, targets: Tensor, tangent: Tensor, wrt_targets: bool
+) -> Products:
+    with torch.enable_grad():
+        leaves = [theta.requires_grad_(), images.requires_grad_()]
+        if wrt_targets:
+            leaves.append(targets.requires_grad_())
+        (g,) = torch.autograd.grad(loss(theta, images, targets), theta, create_graph=True)
+        by = torch.autograd.grad(g, leaves, tangent, materialize_grads=True)
+    return Products(tangent @ g.detach(), by[0], by[1], by[2] if wrt_targets else None)
 
 
 def _jvp_of_grad(
@@ -212,7 +184,8 @@ def _grad_of_jvp(
 
 
 SECOND_ORDER: dict[Order, Callable[[Loss, Tensor, Tensor, Tensor, Tensor, bool], Products]] = {
+    "reverse_over_reverse": _double_backward,
     "forward_over_reverse": _jvp_of_grad,
     "reverse_over_forward": _grad_of_jvp,
 }
-"""The orders that torch.compile accepts, the fastest one last."""
+"""The implementation of each order. It may set ``requires_grad`` on its arguments."""

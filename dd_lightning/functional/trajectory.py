@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from dd_lightning.functional.augment import AugmentationDraw, augment, join_draws
-from dd_lightning.functional.products import Loss, Order, gradient, gradient_products, gradients
+from dd_lightning.functional.products import DifferentiatedLoss
 
 AUGMENTED_TOGETHER = 2 * 2**20
 """Most bytes of several batches that are augmented together. The way back needs up to thirty times as much."""
 
 
 class InnerStep(NamedTuple):
-    """What one student step was drawn to do, kept so that the adjoint can replay it.
+    """The random draws of one student step, kept so that the adjoint can replay it.
 
     Attributes:
         indices: Rows of the synthetic set that form the batch, [b], each at most once.
@@ -39,7 +39,7 @@ class InnerStep(NamedTuple):
 
 
 class Adjoint(NamedTuple):
-    """Gradients of a function of the last parameters by what the unroll was made from.
+    """Gradients of a function of theta_N by what the unroll depends on.
 
     Attributes:
         images: Shaped like the images.
@@ -80,33 +80,7 @@ def images_augmented_together(batch: int, steps: int, image_bytes: int) -> int:
 
 
 def unroll(
-    loss: Loss,
-    theta: Tensor,
-    lr: Tensor,
-    images: Tensor,
-    targets: Tensor,
-    steps: Sequence[InnerStep],
-    micro_batch: int | None = None,
-) -> list[Tensor]:
-    """Train a student by plain SGD and keep where it went: [theta_0, ..., theta_N], each [P], without a graph.
-
-    With ``micro_batch`` a step passes through the network piece by piece, in the memory of one piece. That is exact
-    where an image's loss does not depend on the others of its batch, so not for batch norm.
-
-    Args:
-        loss: The student's training loss.
-        theta: theta_0, [P].
-        lr: The student's learning rate, a scalar tensor.
-        images: The synthetic images, [n, ch, H, W].
-        targets: Their labels [n] or label logits [n, C].
-        steps: The N steps to take.
-        micro_batch: The most images of a batch that pass through the network at once; null is all of them.
-    """
-    return unroll_together(loss, [theta], lr, images, targets, steps, micro_batch=micro_batch, vectorized=False)[0]
-
-
-def unroll_together(
-    loss: Loss,
+    loss: DifferentiatedLoss,
     thetas: Sequence[Tensor],
     lr: Tensor,
     images: Tensor,
@@ -114,22 +88,22 @@ def unroll_together(
     steps: Sequence[InnerStep],
     *,
     micro_batch: int | None = None,
-    vectorized: bool,
+    vectorized: bool = False,
 ) -> list[list[Tensor]]:
-    """Train several students on the same batches; each one's path is that of :func:`unroll`, up to rounding.
-
-    They share the augmented batches.
+    """Train students by plain SGD on the same batches and keep their paths [theta_0, ..., theta_N], without a graph.
 
     Args:
         loss: The students' training loss.
         thetas: Where they start, M vectors [P].
-        lr: See :func:`unroll`, as for the others.
-        images: The synthetic images.
-        targets: Their labels or label logits.
+        lr: Their learning rate, a scalar tensor.
+        images: The synthetic images, [n, ch, H, W].
+        targets: Their labels [n] or label logits [n, C].
         steps: The N steps to take.
-        micro_batch: The most images of a batch that pass through a network at once.
-        vectorized: Take each step with all students at once, by ``vmap``, rather than with one after another. It needs
-            the memory of M steps.
+        micro_batch: The most images of a batch that pass through a network at once; None is all of them. Pieces need
+            the memory of one piece and are exact where an image's loss does not depend on the others of its batch: not
+            for batch norm.
+        vectorized: Take each step with all students at once, by ``vmap``, rather than with one after another: equal up
+            to rounding, in the memory of M steps.
 
     Returns:
         M paths of N + 1 vectors [P].
@@ -146,7 +120,7 @@ def unroll_together(
             for piece, batch in zip(block, _AugmentedBlock(images, block, graph=False).batches(), strict=True):
                 rate, labels = lr * piece.share, targets[piece.indices]
                 if together is not None and following is not None:
-                    following = following - rate * gradients(loss, together, batch, labels)
+                    following = following - rate * loss.gradients(together, batch, labels)
                     if piece.last:
                         together = following
                         for path, theta in zip(paths, together.unbind(), strict=True):
@@ -155,12 +129,12 @@ def unroll_together(
                     for path in paths:
                         if piece.first:
                             path[piece.step + 1].copy_(path[piece.step])
-                        path[piece.step + 1] -= rate * gradient(loss, path[piece.step], batch, labels)
+                        path[piece.step + 1] -= rate * loss.gradient(path[piece.step], batch, labels)
     return paths
 
 
 def unroll_adjoint(
-    loss: Loss,
+    loss: DifferentiatedLoss,
     path: Sequence[Tensor],
     lr: Tensor,
     images: Tensor,
@@ -169,7 +143,6 @@ def unroll_adjoint(
     cotangent: Tensor,
     *,
     wrt_targets: bool = False,
-    order: Order = "reverse_over_reverse",
     micro_batch: int | None = None,
 ) -> Adjoint:
     """Pull a cotangent of theta_N back through the unroll, exactly, holding one inner step in memory at a time.
@@ -184,15 +157,14 @@ def unroll_adjoint(
 
     Args:
         loss: The student's training loss.
-        path: What :func:`unroll` returned, N + 1 tensors [P].
-        lr: The learning rate it ran with.
+        path: One of the paths that :func:`unroll` returned, N + 1 tensors [P].
+        lr: The learning rate it was run with.
         images: The synthetic images, [n, ch, H, W].
         targets: Their labels or label logits.
         steps: The same N steps.
         cotangent: dL/dtheta_N, [P].
         wrt_targets: Also return the gradient by ``targets`` (logits).
-        order: Evaluation order of the second-order products, see :func:`gradient_products`.
-        micro_batch: What :func:`unroll` had.
+        micro_batch: As in :func:`unroll`.
     """
     by_images = torch.zeros_like(images)
     by_targets = torch.zeros_like(targets) if wrt_targets else None
@@ -205,7 +177,7 @@ def unroll_adjoint(
             if piece.last:
                 a = following
             rate, labels = lr * piece.share, targets[piece.indices]
-            products = gradient_products(loss, path[piece.step], batch, labels, a, wrt_targets=wrt_targets, order=order)
+            products = loss.products(path[piece.step], batch, labels, a, wrt_targets)
             by_lr -= piece.share * products.slope
             cotangents.append(-rate * products.images)
             if by_targets is not None and products.targets is not None:

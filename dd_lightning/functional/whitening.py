@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 
 # Rows converted to float64 at a time: 100 MB at 32 x 32 x 3 pixels.
 _CHUNK = 4096
@@ -33,13 +33,13 @@ class ZCA(NamedTuple):
 def fit_zca(images: Tensor, eps: float = 0.1) -> ZCA:
     """Fit the whitening map on training images.
 
-    Mean, covariance (unbiased, so divided by N - 1) and eigenvectors are computed in float64, a chunk of
-    images at a time: besides the images it takes a few D x D matrices.
+    Mean, covariance (unbiased) and eigenvectors are computed in float64, a chunk of images at a time: besides the
+    images it takes a few D x D matrices.
 
     Args:
-        images: ``[N, C, H, W]`` with values in [0, 1].
-        eps: Added to every eigenvalue, inside the root, so that directions without variance are not blown up.
-            The default is the reference's.
+        images: ``[N, C, H, W]`` in [0, 1].
+        eps: Added to every eigenvalue, inside the root, so that directions without variance do not blow up. The
+            default is the reference's.
 
     Returns:
         The map in float32, on the images' device.
@@ -48,16 +48,12 @@ def fit_zca(images: Tensor, eps: float = 0.1) -> ZCA:
         InputError: If there are fewer than two images, or ``eps`` is not positive.
 
     Example:
-        >>> zca = fit_zca(torch.rand(50, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
+        >>> zca = fit_zca(torch.rand(8, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
         >>> bool(torch.allclose(zca.whiten @ zca.unwhiten, torch.eye(4), atol=1e-6))
         True
     """
-    if images.dim() != 4 or images.shape[0] < 2:
-        raise InputError(
-            f"cannot fit ZCA on a tensor of shape {tuple(images.shape)}: give at least 2 images as [N, C, H, W]"
-        )
-    if not eps > 0:
-        raise InputError(f"ZCA eps={eps} must be above 0: the reference uses 0.1")
+    check_range("number of ZCA images", len(images), 2)
+    check_range("ZCA eps", eps, 0, exclude_low=True)
     flat = images.flatten(1)
     count, length = flat.shape
     mean = torch.zeros(length, dtype=torch.float64, device=images.device)
@@ -79,11 +75,10 @@ def fit_zca(images: Tensor, eps: float = 0.1) -> ZCA:
 def apply_zca(images: Tensor, zca: ZCA) -> Tensor:
     """Whiten images.
 
-    The products are taken in float64, so that they do not depend on whether float32 products may be rounded
-    to TF32.
+    Products are taken in float64, so they do not depend on whether float32 products may round to TF32.
 
     Args:
-        images: ``[N, C, H, W]`` with values in [0, 1].
+        images: ``[N, C, H, W]`` in [0, 1].
         zca: From `fit_zca`; moved to the images' device.
 
     Returns:
@@ -92,36 +87,35 @@ def apply_zca(images: Tensor, zca: ZCA) -> Tensor:
     Raises:
         InputError: If the map was fitted on images with another number of values.
     """
-    _check(images, zca)
-    mean, whiten = (part.to(images.device, torch.float64) for part in (zca.mean, zca.whiten))
+    mean, whiten = _on(images, zca.mean, zca.whiten)
     chunks = [((rows.to(torch.float64) - mean) @ whiten).float() for rows in torch.split(images.flatten(1), _CHUNK)]
     return torch.cat(chunks).view(images.shape)
 
 
 def invert_zca(images: Tensor, zca: ZCA) -> Tensor:
-    """Undo `apply_zca`, for pictures.
+    """Undo `apply_zca`.
 
     Args:
         images: ``[N, C, H, W]``, whitened.
         zca: The map that whitened them; moved to the images' device.
 
     Returns:
-        ``[N, C, H, W]``, float32. A synthetic image can lie outside [0, 1]; it is not clamped.
+        ``[N, C, H, W]``, float32, not clamped: a synthetic image can lie outside [0, 1].
 
     Raises:
         InputError: If the map was fitted on images with another number of values.
     """
-    _check(images, zca)
-    mean, unwhiten = (part.to(images.device, torch.float64) for part in (zca.mean, zca.unwhiten))
+    mean, unwhiten = _on(images, zca.mean, zca.unwhiten)
     chunks = [(rows.to(torch.float64) @ unwhiten + mean).float() for rows in torch.split(images.flatten(1), _CHUNK)]
     return torch.cat(chunks).view(images.shape)
 
 
-def _check(images: Tensor, zca: ZCA) -> None:
-    length, fitted = images[0].numel() if images.shape[0] else 0, zca.mean.numel()
-    if length != fitted:
+def _on(images: Tensor, mean: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in float64 on the images' device."""
+    length = images.shape[1:].numel()
+    if length != len(mean):
         raise InputError(
-            f"images of shape {tuple(images.shape)} have {length} values each, but this ZCA was fitted on "
-            f"{fitted}: "
-            "use the map that was fitted on this data set"
+            f"images of shape {tuple(images.shape)} have {length} values each, this ZCA was fitted on {len(mean)}: use "
+            "the map that was fitted on this data set"
         )
+    return mean.to(images.device, torch.float64), matrix.to(images.device, torch.float64)

@@ -1,17 +1,15 @@
 """The AlexNet for small images of dataset distillation, for evaluation across architectures."""
 
-from collections.abc import Sequence
+from torch import nn
 
-from torch import Tensor, nn
-
-from dd_lightning.networks.common import check_numbers, check_pixels, margin, read_suffixes
-from dd_lightning.networks.registry import NetworkFactory, register_family
+from dd_lightning.networks.common import ImageClassifier, check_numbers, check_pixels, margin
+from dd_lightning.networks.registry import register_names
 
 # (channels, side of the kernel, whether pooling follows)
 _CONVOLUTIONS = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
 
 
-class AlexNet(nn.Module):
+class AlexNet(ImageClassifier):
     """Five convolutions with ReLU and without norm, three 2 x 2 max poolings and one linear layer.
 
     The layers are those of trajectory matching
@@ -54,24 +52,5 @@ class AlexNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(inputs * height * columns, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``images [B, channels, H, W]`` to logits ``[B, num_classes]``."""
-        logits: Tensor = self.classifier(self.features(images).flatten(1))
-        return logits
 
-
-@register_family("AlexNet", form="AlexNet")
-def parse_alexnet(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
-    """Read the parts after ``AlexNet`` in a name: there are none.
-
-    Args:
-        parts: Empty.
-
-    Returns:
-        The canonical name and the factory.
-
-    Raises:
-        InputError: If there is a part.
-    """
-    read_suffixes("-".join(["AlexNet", *parts]), parts, "AlexNet", ())
-    return "AlexNet", AlexNet
+register_names(AlexNet, "AlexNet")

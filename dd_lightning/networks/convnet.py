@@ -1,39 +1,33 @@
 """The ConvNet of dataset distillation: blocks of convolution, norm, activation and pooling."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from dd_lightning.functional.errors import InputError
 from dd_lightning.networks.common import (
-    Suffix,
+    ImageClassifier,
     check_choice,
     check_numbers,
     image_norm,
-    is_count,
     margin,
-    read_suffixes,
 )
-from dd_lightning.networks.registry import NetworkFactory, register_family
+from dd_lightning.networks.registry import Suffix, register_names
 
 Norm = Literal["instance", "group", "batch", "layer", "none"]
 Pooling = Literal["avg", "max", "none"]
 Activation = Literal["relu", "sigmoid", "leaky_relu"]
 
 
-class ConvNet(nn.Module):
-    """ConvNet, the network on which synthetic sets are usually learnt.
+class ConvNet(ImageClassifier):
+    """ConvNet, on which synthetic sets are usually learned.
 
-    The architecture was brought into the field by Gidaris and Komodakis (CVPR 2018); defaults, parameter
-    order and names are those of trajectory matching
-    (https://github.com/GeorgeCazenavette/mtt-distillation/blob/50dccea/networks.py#L29-L98), so that its
-    expert trajectories can be read. ``features`` holds the blocks, ``classifier`` the last linear layer;
-    initialization is torch's. With 3 x 32 x 32 images and 10 classes the default has 320,010 parameters.
+    The architecture comes from Gidaris and Komodakis (CVPR 2018); defaults, parameter order and names are those of
+    trajectory matching (https://github.com/GeorgeCazenavette/mtt-distillation/blob/50dccea/networks.py#L29-L98), so
+    that its expert trajectories can be read. Initialization is torch's. With 3 x 32 x 32 images and 10 classes the
+    default has 320,010 parameters.
 
-    NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32 (see
-        `margin`).
+    NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32.
 
     Args:
         channels: Channels of the images.
@@ -41,9 +35,8 @@ class ConvNet(nn.Module):
         image_size: ``(H, W)`` of the images; each block with pooling halves both, rounding down.
         depth: Number of blocks. The reference uses 3 at 32 pixels, 4 at 64 and 5 at 128.
         width: Channels of every convolution.
-        norm: ``instance`` is group normalization with as many groups as channels (no running statistics,
-            affine); ``group`` has 4 groups; ``layer`` normalizes over channels and pixels with one weight for
-            each.
+        norm: ``instance`` is group normalization with as many groups as channels (no running statistics, affine);
+            ``group`` has 4 groups; ``layer`` normalizes over channels and pixels with one weight for each.
         pooling: 2 x 2 pooling with stride 2, or none.
         activation: ReLU, sigmoid, or leaky ReLU with slope 0.01.
 
@@ -51,8 +44,7 @@ class ConvNet(nn.Module):
         ``[B, channels, H, W]`` to ``[B, num_classes]``.
 
     Raises:
-        InputError: If an option is unknown, a number is below 1, pooling leaves no pixel, or 4 groups do not
-            fit.
+        InputError: If an option is unknown, a number is below 1, pooling leaves no pixel, or 4 groups do not fit.
 
     Example:
         >>> ConvNet(channels=3, num_classes=10, image_size=(32, 32)).classifier
@@ -83,8 +75,8 @@ class ConvNet(nn.Module):
         deepest = min(height, columns).bit_length() - 1
         if pooling != "none" and depth > deepest:
             raise InputError(
-                f"ConvNet depth={depth} leaves no pixel of {image_size[0]} x {image_size[1]} images: "
-                f"use a depth of at most {deepest}, or no pooling"
+                f"ConvNet depth={depth} leaves no pixel of {image_size[0]} x {image_size[1]} images: use a depth of at "
+                f"most {deepest}, or no pooling"
             )
         layers: list[nn.Module] = []
         for block in range(depth):
@@ -98,11 +90,6 @@ class ConvNet(nn.Module):
                 height, columns = height // 2, columns // 2
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * height * columns, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``images [B, channels, H, W]`` to logits ``[B, num_classes]``."""
-        logits: Tensor = self.classifier(self.features(images).flatten(1))
-        return logits
 
 
 def _norm_layer(norm: Norm, width: int, height: int, columns: int) -> nn.Module:
@@ -120,42 +107,14 @@ def _activation_layer(activation: Activation) -> nn.Module:
     return nn.Sigmoid() if activation == "sigmoid" else nn.LeakyReLU(0.01)
 
 
-_NORMS: dict[str, Norm] = {"IN": "instance", "GN": "group", "BN": "batch", "LN": "layer", "NN": "none"}
-_POOLINGS: dict[str, Pooling] = {"AP": "avg", "MP": "max", "NP": "none"}
-_ACTIVATIONS: dict[str, Activation] = {"RELU": "relu", "SIGMOID": "sigmoid", "LEAKY": "leaky_relu"}
-_SUFFIXES = (
-    Suffix("width", "W128"),
-    Suffix("norm", "IN", _NORMS),
-    Suffix("pooling", "AP", _POOLINGS),
-    Suffix("activation", "RELU", _ACTIVATIONS),
+register_names(
+    ConvNet,
+    "ConvNet-<depth>[-W<width>][-IN|GN|BN|LN|NN][-AP|MP|NP][-RELU|SIGMOID|LEAKY]",
+    (
+        Suffix("width", "W128"),
+        Suffix("norm", "IN", {"IN": "instance", "GN": "group", "BN": "batch", "LN": "layer", "NN": "none"}),
+        Suffix("pooling", "AP", {"AP": "avg", "MP": "max", "NP": "none"}),
+        Suffix("activation", "RELU", {"RELU": "relu", "SIGMOID": "sigmoid", "LEAKY": "leaky_relu"}),
+    ),
+    depths=None,
 )
-_FORM = "ConvNet-<depth>[-W<width>][-IN|GN|BN|LN|NN][-AP|MP|NP][-RELU|SIGMOID|LEAKY]"
-
-
-@register_family("ConvNet", form=_FORM)
-def parse_convnet(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
-    """Read the parts after ``ConvNet`` in a name: the depth, then suffixes in any order.
-
-    Args:
-        parts: Such as ``["3", "W64", "BN"]``.
-
-    Returns:
-        The canonical name and the factory.
-
-    Raises:
-        InputError: If a part is not understood or says again what another one has said.
-    """
-    name = "-".join(["ConvNet", *parts])
-    if not parts or not is_count(parts[0]):
-        raise InputError(f"network {name!r} has no depth: the form is {_FORM}, such as ConvNet-3")
-    depth = int(parts[0])
-    chosen, suffixes = read_suffixes(name, parts[1:], _FORM, _SUFFIXES)
-    factory = partial(
-        ConvNet,
-        depth=depth,
-        width=int(chosen["width"][1:]),
-        norm=_NORMS[chosen["norm"]],
-        pooling=_POOLINGS[chosen["pooling"]],
-        activation=_ACTIVATIONS[chosen["activation"]],
-    )
-    return "-".join(["ConvNet", str(depth), *suffixes]), factory

@@ -1,7 +1,5 @@
 """The densely connected network for small images on which synthetic sets are evaluated."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import get_args
 
 import torch
@@ -9,21 +7,19 @@ from torch import Tensor, nn
 
 from dd_lightning.networks.common import (
     IMAGE_NORMS,
+    ImageClassifier,
     ImageNorm,
-    Suffix,
     check_choice,
     check_numbers,
     check_pixels,
     image_norm,
-    read_depth,
-    read_suffixes,
 )
-from dd_lightning.networks.registry import NetworkFactory, register_family
+from dd_lightning.networks.registry import Suffix, register_names
 
 _BLOCKS = (6, 12, 24, 16)
 
 
-class DenseNet(nn.Module):
+class DenseNet(ImageClassifier):
     """DenseNet of 121 layers for images of about 32 x 32 pixels.
 
     A 3 x 3 convolution to twice ``growth`` channels without stride or pooling, dense blocks of 6, 12, 24 and 16
@@ -56,6 +52,8 @@ class DenseNet(nn.Module):
         Linear(in_features=384, out_features=10, bias=True)
     """
 
+    global_pooling = True
+
     def __init__(
         self,
         channels: int,
@@ -81,11 +79,6 @@ class DenseNet(nn.Module):
         self.features = nn.Sequential(*layers, image_norm(norm, width), nn.ReLU())
         self.classifier = nn.Linear(width, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``images [B, channels, H, W]`` to logits ``[B, num_classes]``."""
-        logits: Tensor = self.classifier(self.features(images).mean((2, 3)))
-        return logits
-
 
 class _DenseLayer(nn.Module):
     def __init__(self, width: int, growth: int, norm: ImageNorm) -> None:
@@ -103,25 +96,9 @@ def _norm_and_conv(inputs: int, outputs: int, kernel: int, norm: ImageNorm) -> l
     return [image_norm(norm, inputs), nn.ReLU(), conv]
 
 
-_FORM = "DenseNet-121[-G<growth>][-BN|IN]"
-_SUFFIXES = (Suffix("growth", "G12"), Suffix("norm", "BN", IMAGE_NORMS))
-
-
-@register_family("DenseNet", form=_FORM)
-def parse_densenet(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
-    """Read the parts after ``DenseNet`` in a name: the depth 121, then suffixes in any order.
-
-    Args:
-        parts: Such as ``["121", "G32", "IN"]``.
-
-    Returns:
-        The canonical name and the factory.
-
-    Raises:
-        InputError: If a part is not understood or says again what another one has said.
-    """
-    name = "-".join(["DenseNet", *parts])
-    depth = read_depth(name, parts, _FORM, (121,))
-    chosen, suffixes = read_suffixes(name, parts[1:], _FORM, _SUFFIXES)
-    factory = partial(DenseNet, growth=int(chosen["growth"][1:]), norm=IMAGE_NORMS[chosen["norm"]])
-    return "-".join(["DenseNet", str(depth), *suffixes]), factory
+register_names(
+    DenseNet,
+    "DenseNet-121[-G<growth>][-BN|IN]",
+    (Suffix("growth", "G12"), Suffix("norm", "BN", IMAGE_NORMS)),
+    depths=(121,),
+)

@@ -1,7 +1,7 @@
 """A network as a function of one flat parameter vector."""
 
-from copy import deepcopy
-from typing import Self
+from copy import copy, deepcopy
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ class FunctionalNetwork:
     vectors. The vector decides the precision: a float64 vector (with float64 images) gives a float64 network.
     Calls work under `torch.func.grad`, `torch.func.jvp` and `torch.func.vmap`, and under plain autograd.
 
-    NOTE: The function must depend on nothing but its arguments, so batch normalization uses the statistics of
-        the
-    batch, in training and in evaluation, and keeps no running ones; other modules are in evaluation mode, so
-    dropout is off; and whatever a module writes into its remaining buffers during a call is dropped.
+    The function depends on nothing but its arguments. A call normalizes by the statistics of the batch where the
+    network has batch norm, as students and matching do. Networks that are trained and then tested carry running
+    statistics beside theta, a vector ``[S]`` that :meth:`training_pass` takes and returns and :meth:`test_pass` uses.
+
+    NOTE: Modules are in evaluation mode, so dropout is off, and what a module writes into its other buffers during a
+    call is dropped. Batch norm of ``momentum=None``, torch's cumulative average, has momentum 0.1 here.
 
     Args:
         spec: A network's name, the import path of a factory, or a factory.
@@ -39,6 +41,7 @@ class FunctionalNetwork:
         parameter_names: Names of the parameters, in the order in which the vector holds them.
         parameter_shapes: Their shapes.
         num_parameters: P, the length of the vector.
+        num_statistics: S, the running means and variances of all batch norms; 0 if there are none.
         vmappable: Whether a batch of vectors can go through `torch.func.vmap`; False when the network has
             buffers, since its code may write into them.
         uses_batch_statistics: Whether what it computes of an image depends on the others of its batch, by batch
@@ -58,6 +61,7 @@ class FunctionalNetwork:
         self.image_shape = image_shape
         self.num_classes = num_classes
         self._spec = spec
+        self._precision: Precision = "float32"
         template = self._build(seed=0)
         named = dict(template.named_parameters())
         self.parameter_names: tuple[str, ...] = tuple(named)
@@ -66,8 +70,15 @@ class FunctionalNetwork:
         self.num_parameters = sum(self._lengths)
 
         # the base of every batch norm; torch has no public name for it
-        self.uses_batch_statistics = any(isinstance(module, _BatchNorm) for module in template.modules())
+        norms = {name: module for name, module in template.named_modules() if isinstance(module, _BatchNorm)}
+        self.uses_batch_statistics = bool(norms)
+        self._tracking = {name: norm.num_features for name, norm in norms.items() if norm.track_running_stats}
+        self.num_statistics = 2 * sum(self._tracking.values())
         replace_all_batch_norm_modules_(template)
+        for name in self._tracking:
+            norms[name].register_buffer("collected_mean", None)
+            norms[name].register_buffer("collected_var", None)
+            norms[name].register_forward_pre_hook(_collect)
         self._template = template.eval().requires_grad_(False)
         self.vmappable = not any(True for _ in template.buffers())
         self._body: nn.Module | None = None
@@ -88,7 +99,42 @@ class FunctionalNetwork:
         Raises:
             InputError: If the vector is not ``[P]``.
         """
-        logits: Tensor = functional_call(self._template, self._state(self._template, theta), (images,))
+        return self._run(self._template, theta, images)
+
+    def initial_statistics(self) -> Tensor:
+        """Return the running statistics ``[S]`` of an untrained network: means 0, variances 1."""
+        parts = [torch.tensor([0.0, 1.0]).repeat_interleave(features) for features in self._tracking.values()]
+        return torch.cat([torch.zeros(0), *parts])
+
+    def training_pass(self, theta: Parameters, statistics: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits, normalized by the batch, and the running statistics moved towards the batch's.
+
+        They move as torch's do: by each norm's momentum (0.1 unless it says otherwise), with the unbiased variance.
+
+        Args:
+            theta: ``[P]``.
+            statistics: ``[S]``; or none at all, ``[0]``, which come back as they are.
+            images: ``[B, C, H, W]``.
+
+        Returns:
+            Logits ``[B, num_classes]``, and statistics ``[S]`` without a graph.
+        """
+        if not statistics.numel():
+            return self(theta, images), statistics
+        state = self._state(self._template, theta) | self._named(statistics, "collected")
+        logits: Tensor = functional_call(self._template, state, (images,))
+        # functional_call puts into the dictionary what a call has put in place of its entries
+        return logits, torch.cat([state[name] for name in self._named(statistics, "collected")])
+
+    def test_pass(self, theta: Parameters, statistics: Tensor, images: Tensor) -> Tensor:
+        """Return the logits ``[B, num_classes]``, normalized by running statistics ``[S]``: image by image.
+
+        Without any, ``[0]``, batch norm uses the statistics of the batch.
+        """
+        state = self._state(self._template, theta)
+        if statistics.numel():
+            state |= self._named(statistics.to(images.dtype), "running")
+        logits: Tensor = functional_call(self._template, state, (images,))
         return logits
 
     def features(self, theta: Parameters, images: Tensor) -> Tensor:
@@ -104,9 +150,7 @@ class FunctionalNetwork:
         Raises:
             InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
         """
-        body = self.check_features()
-        embedded: Tensor = functional_call(body, self._state(body, theta), (images,))
-        return embedded.flatten(1)
+        return self._run(self.check_features(), theta, images).flatten(1)
 
     def check_features(self) -> nn.Module:
         """Return the network without its classifier.
@@ -126,10 +170,32 @@ class FunctionalNetwork:
         """
         self.check_features()
         classifier, prefix = self._template.get_submodule("classifier"), "classifier."
-        state = self._state(self._template, theta)
-        own = {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}
-        logits: Tensor = functional_call(classifier, own, (features,))
-        return logits
+
+        def classified(theta: Parameters, features: Tensor) -> Tensor:
+            state = self._state(self._template, theta)
+            own = {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}
+            logits: Tensor = functional_call(classifier, own, (features,))
+            return logits
+
+        return in_precision(classified, self._precision)(theta, features)
+
+    def in_precision(self, precision: Precision) -> Self:
+        """Return the network with layers that compute in ``precision``; what goes in and comes out stays as it is."""
+        twin = copy(self)
+        twin._precision = precision
+        return twin
+
+    def check_pieces(self, micro_batch: int | None, batch: int) -> None:
+        """Check that a batch may pass through the network in pieces of at most ``micro_batch`` images; None: whole.
+
+        Raises:
+            InputError: If batch norm needs the whole batch at once.
+        """
+        if micro_batch is not None and micro_batch < batch and self.uses_batch_statistics:
+            raise InputError(
+                f"micro_batch is {micro_batch}, but network {self.name!r} has batch norm, which needs all {batch} "
+                "images of a batch at once; set execution.micro_batch: null, or use another norm"
+            )
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return the parameters as views into ``theta [P]``, in their own shapes, in the vector's order.
@@ -213,6 +279,18 @@ class FunctionalNetwork:
             torch.default_generator.manual_seed(seed)
             return build_network(self._spec, channels, self.num_classes, (height, width))
 
+    def _run(self, module: nn.Module, theta: Parameters, images: Tensor) -> Tensor:
+        def run(theta: Parameters, images: Tensor) -> Tensor:
+            output: Tensor = functional_call(module, self._state(module, theta), (images,))
+            return output
+
+        return in_precision(run, self._precision)(theta, images)
+
+    def _named(self, statistics: Tensor, kind: str) -> dict[str, Tensor]:
+        lengths = [features for features in self._tracking.values() for _ in range(2)]
+        names = [f"{name}.{kind}_{which}".lstrip(".") for name in self._tracking for which in ("mean", "var")]
+        return dict(zip(names, statistics.split(lengths), strict=True))
+
     def _state(self, module: nn.Module, theta: Parameters) -> dict[str, Tensor]:
         """Name the parts that the module has, and copy its buffers in the parameters' precision."""
         parts = self.split(theta) if isinstance(theta, Tensor) else theta
@@ -221,6 +299,17 @@ class FunctionalNetwork:
         for name, buffer in module.named_buffers():
             state[name] = buffer.to(parts[0].dtype if buffer.is_floating_point() else buffer.dtype, copy=True)
         return state
+
+
+def _collect(norm: Any, inputs: tuple[Tensor]) -> None:  # noqa: ANN401  (buffers that were registered on it)
+    """Move the statistics that a batch norm was given towards those of its batch, as torch does."""
+    if norm.collected_mean is None:
+        return
+    batch, momentum = inputs[0].detach().to(norm.collected_mean.dtype), 0.1 if norm.momentum is None else norm.momentum
+    with torch.no_grad():
+        var, mean = torch.var_mean(batch, [axis for axis in range(batch.dim()) if axis != 1], correction=1)
+        norm.collected_mean = norm.collected_mean.lerp(mean, momentum)
+        norm.collected_var = norm.collected_var.lerp(var, momentum)
 
 
 def training_loss(network: FunctionalNetwork, precision: Precision = "float32") -> Loss:

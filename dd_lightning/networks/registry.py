@@ -1,14 +1,14 @@
 """Networks by name.
 
-A network is named by a string such as ``ConvNet-3-W64`` or ``torchvision/resnet50``, by an import path such as
-``my_package.models:tiny``, or is given as a factory. To add a family, write one file with a parser under
-`register_family` and import it in the package's ``__init__``.
+A network is a name such as ``ConvNet-3-W64`` or ``torchvision/resnet50``, an import path such as
+``my_package.models:tiny``, or a factory. To add a family, write one file that calls `register_names` (or
+`register_family`, for names of another form) and import it in the package's ``__init__``.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,7 +18,7 @@ NetworkFactory = Callable[[int, int, tuple[int, int]], nn.Module]
 """Builds a freshly initialized network from (channels, num_classes, image_size)."""
 
 NetworkSpec = str | NetworkFactory
-"""What a person may say where a network is wanted."""
+"""What names a network: a name, an import path or a factory."""
 
 FamilyParser = Callable[[Sequence[str]], tuple[str, NetworkFactory]]
 """Turns the name's parts after the family into the canonical name and the factory, or raises `InputError`."""
@@ -33,12 +33,12 @@ _FAMILIES: dict[str, _Family] = {}
 
 
 def register_family(family: str, form: str) -> Callable[[FamilyParser], FamilyParser]:
-    """Register the parser under it for all names that start with ``family``.
+    """Register the decorated parser for all names that start with ``family``.
 
     Args:
-        family: First part of the name, up to the first hyphen; or up to the first slash and with it, for names
-            whose parts are separated by slashes.
-        form: What a full name looks like, for the message that lists the known names.
+        family: First part of the name, up to the first hyphen; or up to and with the first slash, for names whose
+            parts are separated by slashes.
+        form: What a full name looks like, for messages.
 
     Example:
         >>> @register_family("Linear", form="Linear")
@@ -58,15 +58,97 @@ def register_family(family: str, form: str) -> Callable[[FamilyParser], FamilyPa
     return register
 
 
+class Suffix(NamedTuple):
+    """One thing that a name may say after its family and depth.
+
+    Attributes:
+        option: The constructor's option that it sets, such as ``norm``.
+        default: What holds where a name says nothing, such as ``IN``.
+        words: What each word means; empty for a number after the default's first letter.
+    """
+
+    option: str
+    default: str
+    words: Mapping[str, Any] = {}
+
+    def read(self, part: str) -> str | None:
+        """Return the choice in its canonical form, or None if the part is about something else."""
+        if part and part in self.words:
+            return part
+        if not self.words and part[:1] == self.default[0] and is_count(part[1:]):
+            return f"{self.default[0]}{int(part[1:])}"
+        return None
+
+    def value(self, word: str) -> Any:  # noqa: ANN401  (as the option is)
+        """Return what a canonical choice means."""
+        return self.words[word] if self.words else int(word[1:])
+
+
+def register_names(
+    network: type[nn.Module], form: str, suffixes: Sequence[Suffix] = (), depths: Collection[int] | None = ()
+) -> None:
+    """Register the names of a family: its class's name, a depth, and suffixes in any order.
+
+    Args:
+        network: The class. It is built with ``depth``, if there is more than one, and the suffixes' options.
+        form: What a full name looks like, for messages.
+        suffixes: What may be said, in the canonical order.
+        depths: The depths that a name may give; none at all if empty, any if None.
+
+    Example:
+        >>> from dd_lightning.networks.registry import _FAMILIES
+        >>> class Net(nn.Identity): ...
+        >>> register_names(
+        ...     Net, "Net[-W<width>][-BN]", [Suffix("width", "W8"), Suffix("bn", "", {"": False, "BN": True})]
+        ... )
+        >>> name, factory = _FAMILIES.pop("Net").parse(["BN", "W064"])
+        >>> name, factory.keywords
+        ('Net-W64-BN', {'width': 64, 'bn': True})
+    """
+    family = network.__name__
+
+    def parse(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
+        name, canonical, options = "-".join([family, *parts]), [family], dict[str, Any]()
+        if depths is None or depths:
+            if not parts or not is_count(parts[0]):
+                raise InputError(f"network {name!r} has no depth: the form is {form}")
+            depth, *parts = int(parts[0]), *parts[1:]
+            if depths is not None and depth not in depths:
+                allowed = " or ".join(map(str, depths))
+                raise InputError(f"network {name!r} has depth {depth}: use {allowed}; the form is {form}")
+            canonical.append(str(depth))
+            if depths is None or len(depths) > 1:
+                options["depth"] = depth
+        said: dict[str, str] = {}
+        for part in parts:
+            choice = {suffix.option: word for suffix in suffixes if (word := suffix.read(part)) is not None}
+            if not choice:
+                raise InputError(f"network {name!r} has the unknown suffix {part!r}: the form is {form}")
+            ((option, word),) = choice.items()
+            if option in said:
+                raise InputError(f"network {name!r} gives its {option} twice: keep one of {said[option]} and {word}")
+            said |= choice
+        for suffix in suffixes:
+            word = said.get(suffix.option, suffix.default)
+            options[suffix.option] = suffix.value(word)
+            canonical += [word] * (word != suffix.default)
+        return "-".join(canonical), partial(network, **options)
+
+    register_family(family, form)(parse)
+
+
+def is_count(text: str) -> bool:
+    """Tell whether a text is a number in decimal digits."""
+    return text.isascii() and text.isdigit()
+
+
 def known_names() -> tuple[str, ...]:
-    """Return the forms of the names that are understood, sorted."""
+    """Return the forms of all known names, sorted."""
     return tuple(sorted(family.form for family in _FAMILIES.values()))
 
 
 def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """Build a freshly initialized network.
-
-    Like any construction of a module, it draws from torch's global random state.
+    """Build a freshly initialized network; like any module's construction, it draws from torch's global random state.
 
     Args:
         spec: A name, an import path ``package.module:function`` (or with a dot for the colon), or a factory.
@@ -90,9 +172,9 @@ def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size
 
 
 def network_name(spec: NetworkSpec) -> str:
-    """Return the name under which results and stored experts of a network are filed.
+    """Return the name under which a network's results and stored experts are filed.
 
-    Names of one network are brought to one form: suffixes in a fixed order, defaults left out.
+    All names of a network give one: suffixes in a fixed order, defaults left out.
 
     Args:
         spec: As for `build_network`.
@@ -110,7 +192,7 @@ def network_name(spec: NetworkSpec) -> str:
 def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
     if not isinstance(spec, str):
         return _factory_name(spec), spec
-    if "/" in spec:  # first, since a package's model may have a dot in its name
+    if "/" in spec:  # first: a package's model may have a dot in its name
         package, *parts = spec.split("/")
         family = f"{package}/"
     elif ":" in spec or "." in spec:
@@ -119,14 +201,14 @@ def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
         family, *parts = spec.split("-")
     if family not in _FAMILIES:
         raise InputError(
-            f"unknown network {spec!r}: say one of {', '.join(known_names())}, "
-            "or the import path of a factory, package.module:function"
+            f"unknown network {spec!r}: use one of {', '.join(known_names())}, or the import path of a factory, "
+            "package.module:function"
         )
     return _FAMILIES[family].parse(parts)
 
 
 def _factory_name(factory: Callable[..., nn.Module]) -> str:
-    if isinstance(factory, partial):  # by its arguments too: two partials of one function are two networks
+    if isinstance(factory, partial):  # two partials of one function are two networks
         bound = [*map(repr, factory.args), *(f"{key}={value!r}" for key, value in factory.keywords.items())]
         return f"{_factory_name(factory.func)}({', '.join(bound)})"
     named = factory if hasattr(factory, "__qualname__") else type(factory)

@@ -1,7 +1,5 @@
 """Residual networks for small images, in the narrow form on which synthetic sets are evaluated."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -9,23 +7,21 @@ from torch import Tensor, nn
 from dd_lightning.functional.errors import InputError
 from dd_lightning.networks.common import (
     IMAGE_NORMS,
+    ImageClassifier,
     ImageNorm,
-    Suffix,
     check_choice,
     check_numbers,
     check_pixels,
     image_norm,
-    read_depth,
-    read_suffixes,
 )
-from dd_lightning.networks.registry import NetworkFactory, register_family
+from dd_lightning.networks.registry import Suffix, register_names
 
 Downsampling = Literal["stride", "avg"]
 
 _BLOCKS = {10: 1, 18: 2}
 
 
-class ResNet(nn.Module):
+class ResNet(ImageClassifier):
     """ResNet of basic blocks for images of about 32 x 32 pixels.
 
     A 3 x 3 convolution without stride or pooling, four stages of basic blocks, global average pooling and one
@@ -61,6 +57,8 @@ class ResNet(nn.Module):
         Linear(in_features=256, out_features=10, bias=True)
     """
 
+    global_pooling = True
+
     def __init__(
         self,
         channels: int,
@@ -94,11 +92,6 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``images [B, channels, H, W]`` to logits ``[B, num_classes]``."""
-        logits: Tensor = self.classifier(self.features(images).mean((2, 3)))
-        return logits
-
 
 class _BasicBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the block halves the maps."""
@@ -129,31 +122,13 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
-_FORM = "ResNet-10|18[-W<width>][-BN|IN][-AP]"
-_SUFFIXES = (Suffix("width", "W32"), Suffix("norm", "BN", IMAGE_NORMS), Suffix("downsampling", "", ("AP",)))
-
-
-@register_family("ResNet", form=_FORM)
-def parse_resnet(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
-    """Read the parts after ``ResNet`` in a name: the depth, then suffixes in any order.
-
-    Args:
-        parts: Such as ``["18", "W64", "IN"]``; ``AP`` halves the maps by average pooling.
-
-    Returns:
-        The canonical name and the factory.
-
-    Raises:
-        InputError: If a part is not understood or says again what another one has said.
-    """
-    name = "-".join(["ResNet", *parts])
-    depth = read_depth(name, parts, _FORM, tuple(_BLOCKS))
-    chosen, suffixes = read_suffixes(name, parts[1:], _FORM, _SUFFIXES)
-    factory = partial(
-        ResNet,
-        depth=depth,
-        width=int(chosen["width"][1:]),
-        norm=IMAGE_NORMS[chosen["norm"]],
-        downsampling="avg" if chosen["downsampling"] else "stride",
-    )
-    return "-".join(["ResNet", str(depth), *suffixes]), factory
+register_names(
+    ResNet,
+    "ResNet-10|18[-W<width>][-BN|IN][-AP]",
+    (
+        Suffix("width", "W32"),
+        Suffix("norm", "BN", IMAGE_NORMS),
+        Suffix("downsampling", "", {"": "stride", "AP": "avg"}),
+    ),
+    depths=_BLOCKS,
+)

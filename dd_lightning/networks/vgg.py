@@ -1,29 +1,25 @@
 """VGG with one linear layer, for evaluation across architectures."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from dd_lightning.networks.common import (
     IMAGE_NORMS,
+    ImageClassifier,
     ImageNorm,
-    Suffix,
     check_choice,
     check_numbers,
     check_pixels,
     image_norm,
     margin,
-    read_depth,
-    read_suffixes,
 )
-from dd_lightning.networks.registry import NetworkFactory, register_family
+from dd_lightning.networks.registry import Suffix, register_names
 
 _CONVOLUTIONS = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # channels before each pooling, in units of the width
 
 
-class VGG(nn.Module):
+class VGG(ImageClassifier):
     """VGG-11: eight 3 x 3 convolutions with norm and ReLU, five max poolings and one linear layer.
 
     Channels, norm and the single linear layer are those of trajectory matching
@@ -77,31 +73,7 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(inputs * height * columns, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``images [B, channels, H, W]`` to logits ``[B, num_classes]``."""
-        logits: Tensor = self.classifier(self.features(images).flatten(1))
-        return logits
 
-
-_FORM = "VGG-11[-W<width>][-IN|BN]"
-_SUFFIXES = (Suffix("width", "W64"), Suffix("norm", "IN", IMAGE_NORMS))
-
-
-@register_family("VGG", form=_FORM)
-def parse_vgg(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
-    """Read the parts after ``VGG`` in a name: the depth 11, then suffixes in any order.
-
-    Args:
-        parts: Such as ``["11", "BN"]``.
-
-    Returns:
-        The canonical name and the factory.
-
-    Raises:
-        InputError: If a part is not understood or says again what another one has said.
-    """
-    name = "-".join(["VGG", *parts])
-    depth = read_depth(name, parts, _FORM, (11,))
-    chosen, suffixes = read_suffixes(name, parts[1:], _FORM, _SUFFIXES)
-    factory = partial(VGG, width=int(chosen["width"][1:]), norm=IMAGE_NORMS[chosen["norm"]])
-    return "-".join(["VGG", str(depth), *suffixes]), factory
+register_names(
+    VGG, "VGG-11[-W<width>][-IN|BN]", (Suffix("width", "W64"), Suffix("norm", "IN", IMAGE_NORMS)), depths=(11,)
+)

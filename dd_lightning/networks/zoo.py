@@ -23,10 +23,9 @@ ModelBuilder = Callable[[int, int, tuple[int, int]], nn.Module]
 class ZooNetwork(nn.Module):
     """A package's model, split into a body and the linear layer at its end, for images of any number of channels.
 
-    What the model is initialized by stays. A first convolution that cannot read the images, or is replaced by a
-    smaller one, gets new weights: normal, with the deviation at which the variance of its output stays what the
-    model's own initialization makes it. No module works in place, and attention is computed by its definition:
-    derivatives of derivatives need both.
+    The model's own initialization stays. A first convolution that cannot read the images, or is replaced by a smaller
+    one, gets normal weights, scaled so that its output keeps the variance of the model's own initialization. No module
+    works in place, and attention is computed by its definition: second derivatives need both.
 
     NOTE: torch has no second derivative of some activations, such as the hard sigmoid of ``mobilenet_v3_small``:
         such models can evaluate a synthetic set, but gradients cannot be matched through them.
@@ -37,15 +36,14 @@ class ZooNetwork(nn.Module):
         channels: Channels of the images.
         num_classes: Number of logits.
         image_size: ``(H, W)`` of the images.
-        small: Replace a 7 x 7 convolution of stride 2 at the start by a 3 x 3 one of stride 1, and leave out the
-            max pooling behind it.
+        small: Replace a 7 x 7 convolution of stride 2 at the start by a 3 x 3 one of stride 1, without the max pooling
+            behind it.
 
     Shape:
         ``[B, channels, H, W]`` to ``[B, num_classes]``.
 
     Raises:
-        InputError: If the model does not take images of this size, does not end in a linear layer, or does not
-            start as ``small`` needs it.
+        InputError: If the model does not take images of this size, end in a linear layer, or start as ``small`` needs.
     """
 
     def __init__(
@@ -85,7 +83,7 @@ class ZooNetwork(nn.Module):
 
 
 def _tried(name: str, image_size: tuple[int, int], action: Callable[[], Result]) -> Result:
-    """Return what the action does; whatever a package raises for an image size becomes one line."""
+    """Return the action's result; whatever a package raises for an image size becomes one line."""
     try:
         return action()
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -214,37 +212,7 @@ def _parse(package: str, find: Callable[[str, str], ModelBuilder], parts: Sequen
     return name, build
 
 
-@register_family("torchvision/", form="torchvision/<model>[/small]")
-def parse_torchvision(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
-    """Read the parts after ``torchvision`` in a name: a classifier of torchvision, then perhaps ``small``.
-
-    Args:
-        parts: Such as ``["resnet50", "small"]``.
-
-    Returns:
-        The name as it is, and the factory.
-
-    Raises:
-        InputError: If there is no such model.
-
-    Example:
-        >>> parse_torchvision(["mobilenet_v3_small"])[1](1, 10, (32, 32)).classifier
-        Linear(in_features=1024, out_features=10, bias=True)
-    """
-    return _parse("torchvision", _torchvision_builder, parts)
-
-
-@register_family("timm/", form="timm/<model>[/small]")
-def parse_timm(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
-    """Read the parts after ``timm`` in a name: a model of timm, then perhaps ``small``.
-
-    Args:
-        parts: Such as ``["resnet18", "small"]``.
-
-    Returns:
-        The name as it is, and the factory.
-
-    Raises:
-        InputError: If timm is not installed or has no such model.
-    """
-    return _parse("timm", _timm_builder, parts)
+register_family("torchvision/", form="torchvision/<model>[/small]")(
+    partial(_parse, "torchvision", _torchvision_builder)
+)
+register_family("timm/", form="timm/<model>[/small]")(partial(_parse, "timm", _timm_builder))

@@ -6,7 +6,7 @@ Every file of this folder is imported, so that the command line knows the classe
 from importlib import import_module
 from pkgutil import iter_modules
 
-from dd_lightning.objectives.base import MatchingObjective, ScoredCandidate
+from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload
 from dd_lightning.objectives.bidirectional_matching import BidirectionalMatching
 from dd_lightning.objectives.distribution_matching import DistributionMatching
 from dd_lightning.objectives.gradient_matching import GradientMatching
@@ -20,6 +20,8 @@ __all__ = [
     "DistributionMatching",
     "GradientMatching",
     "MatchingObjective",
+    "Problem",
     "ScoredCandidate",
     "TrajectoryMatching",
+    "Workload",
 ]

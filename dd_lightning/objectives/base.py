@@ -3,16 +3,63 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dd_lightning.execution.memory import MemoryEstimate, MemoryPart
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools.base import Candidate, CandidatePool
 from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.synthetic import SyntheticSet
+
+Learnable = Literal["student_lr", "labels"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is distilled.
+
+    Attributes:
+        synthetic: S, with gradients required of what is learned.
+        real: T.
+        network: The architecture of students and candidates.
+    """
+
+    synthetic: SyntheticSet
+    real: RealSet
+    network: FunctionalNetwork
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The size of a run's steps: what their memory depends on.
+
+    Attributes:
+        network: The architecture, on the CPU.
+        images: Synthetic images, decoded.
+        soft_labels: Whether their labels are logits.
+        candidates: Candidates scored in each step.
+        device_type: Where the steps run: ``torch.device.type``.
+        resident: What is held all the time.
+    """
+
+    network: FunctionalNetwork
+    images: int
+    soft_labels: bool = False
+    candidates: int = 1
+    device_type: str = "cpu"
+    resident: tuple[MemoryPart, ...] = ()
+
+    def targets(self, count: int) -> Tensor:
+        """Return labels of the right kind for ``count`` images, to probe with."""
+        return (
+            torch.zeros(count, self.network.num_classes) if self.soft_labels else torch.zeros(count, dtype=torch.int64)
+        )
 
 
 @dataclass(frozen=True)
@@ -24,7 +71,8 @@ class ScoredCandidate:
         loss: Matching loss, a scalar without a graph.
         draw: The random draw it was scored with, shared by all candidates of a step.
         work: Whatever scoring computed that the gradient can reuse.
-        terms: The parts that the loss is the sum of, if it has several: scalars to be logged by their names.
+        terms: The parts that the loss is the sum of, if it has several: scalars, logged by name.
+        skip: Leave S unchanged if this candidate is selected.
     """
 
     candidate: Candidate
@@ -32,35 +80,37 @@ class ScoredCandidate:
     draw: Any
     work: Any
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+    skip: bool = False
 
 
+@dataclass(kw_only=True, eq=False)
 class MatchingObjective(ABC):
     """Maps (S, T, candidate) to the matching loss.
 
-    What a draw and a scoring consist of is each objective's own affair: callers pass them on unread.
+    Options are dataclass fields: a subclass declares its own and restates only those whose default it changes. Draws
+    and the work of a score are private to an objective: callers pass them on unread.
+
+    Args:
+        execution: How this objective is computed, if other than the run (``model.execution``).
     """
 
-    candidates: ClassVar[type[Candidate]] = Candidate
-    """Kind of candidates that it can learn from."""
+    candidate_type: ClassVar[type[Candidate]] = Candidate
+    """Kind of candidates it can learn from."""
 
-    uses_student_lr: ClassVar[bool] = False
-    """Whether the student's learning rate enters the loss, and so can be learned."""
+    learnable: ClassVar[frozenset[Learnable]] = frozenset()
+    """What, besides the images, the loss has a gradient by."""
 
-    learns_labels: ClassVar[bool] = False
-    """Whether the loss has a gradient by soft labels."""
-
-    memory_remedy: ClassVar[str] = "use a smaller network, or fewer images per class"
-    """What a person can do where a step needs more memory than there is."""
+    execution: Execution | None = None
 
     @property
     def inner_steps(self) -> int | None:
-        """Steps that a scoring consists of, if it can stop after some of them and go on later; None: it cannot."""
+        """Steps of a score, if it can stop after some of them and resume later; None if it cannot."""
         return None
 
     @staticmethod
     @abstractmethod
     def default_pool() -> CandidatePool:
-        """Return a pool that goes with the objective."""
+        """Return the pool that goes with the objective."""
 
     def check(self, network: FunctionalNetwork, real: RealSet) -> None:
         """Check, before anything long begins, that the objective can work on a network and data.
@@ -70,136 +120,70 @@ class MatchingObjective(ABC):
         """
         del network, real
 
-    def plan_memory(
-        self,
-        network: FunctionalNetwork,
-        size: int,
-        soft: bool,
-        candidates: int,
-        resident: Sequence[MemoryPart],
-        device_type: str,
-    ) -> MemoryEstimate:
-        """Estimate the peak of a step, and settle what depends on it; called once before the first step.
+    def plan_memory(self, workload: Workload, execution: Execution) -> MemoryEstimate:
+        """Estimate the peak of a step, and settle how steps are computed; called once, before the first step.
 
         Args:
-            network: The architecture, on the host.
-            size: Synthetic images, decoded.
-            soft: Whether their labels are soft.
-            candidates: Candidates that are scored in each step.
-            resident: What is held all the time.
-            device_type: Where the steps will be computed: ``torch.device.type``.
+            workload: The size of the steps.
+            execution: How the run is computed; an ``execution`` of the objective's own replaces it.
 
         Raises:
-            InputError: If the objective cannot work in the way that it was told to.
+            InputError: If the objective cannot be computed so.
         """
-        del network, size, soft, candidates, device_type
-        return MemoryEstimate(tuple(resident))
+        del execution
+        return MemoryEstimate(workload.resident)
 
-    def prepare(
-        self, network: FunctionalNetwork, synthetic: SyntheticSet, steps: int, say: Callable[[str], None]
-    ) -> None:
-        """Do, before the first step of a run, what repays itself over its steps; nothing, unless overridden.
+    def prepare(self, problem: Problem, steps: int, say: Callable[[str], None]) -> None:
+        """Do, before the first step, what pays off over a run, such as compiling.
 
         Args:
-            network: The architecture.
-            synthetic: S, with gradients required of what is learned.
-            steps: Distillation steps of the whole run, those before a resumption included: a resumed run then decides
-                as the uninterrupted one.
-            say: Shows a line to the person who is going to wait.
+            problem: S, T and the network, on the device.
+            steps: Distillation steps of the whole run, those before a resumption included, so that a resumed run
+                decides as the uninterrupted one.
+            say: Shows a line to whoever is going to wait.
 
         Raises:
             InputError: If something that was asked for is impossible.
         """
-        del network, synthetic, steps, say
+        del problem, steps, say
 
     @abstractmethod
-    def draw(
-        self,
-        synthetic: SyntheticSet,
-        real: RealSet,
-        network: FunctionalNetwork,
-        reference: Callable[[], Candidate],
-        context: StepContext,
-    ) -> Any:  # noqa: ANN401
-        """Make the step's random draws, the same for every candidate of the step.
+    def draw(self, problem: Problem, reference: Callable[[], Candidate], context: StepContext) -> Any:  # noqa: ANN401
+        """Make the step's random draws, the same for all its candidates.
 
         Args:
-            synthetic: S.
-            real: T.
-            network: The architecture.
-            reference: Gives the candidate that the previous step learned from, as the pool has it now; at step 0 the
-                first one that is drawn. For draws that depend on a network, since the step's own is not chosen yet.
+            problem: S, T and the network.
+            reference: Returns the candidate that the previous step learned from, as the pool has it now; at step 0 the
+                first one drawn. For draws that need a network before the step has selected one.
             context: Where the run is.
         """
 
     @abstractmethod
     def score(
         self,
-        synthetic: SyntheticSet,
-        real: RealSet,
-        network: FunctionalNetwork,
-        candidate: Any,  # noqa: ANN401  (the candidates of the pool that the objective goes with)
-        draw: Any,  # noqa: ANN401
-        sole: bool,
-    ) -> ScoredCandidate:
-        """Compute the matching loss without a graph, keeping what the gradient can reuse.
-
-        Args:
-            synthetic: S.
-            real: T.
-            network: The architecture.
-            candidate: What to match.
-            draw: The step's draws.
-            sole: It is the step's only candidate, so its gradient is certain to be wanted.
-        """
-
-    def score_all(
-        self,
-        synthetic: SyntheticSet,
-        real: RealSet,
-        network: FunctionalNetwork,
+        problem: Problem,
         candidates: Sequence[Any],
         draw: Any,  # noqa: ANN401
-        sole: bool,
+        *,
+        steps: int | None = None,
+        resume: Sequence[ScoredCandidate] | None = None,
+        with_gradient: bool = False,
     ) -> list[ScoredCandidate]:
-        """Score several candidates, each as :meth:`score` does; to be overridden where they can share work."""
-        return [self.score(synthetic, real, network, candidate, draw, sole) for candidate in candidates]
-
-    def score_begun(
-        self,
-        synthetic: SyntheticSet,
-        real: RealSet,
-        network: FunctionalNetwork,
-        candidates: Sequence[Any],
-        draw: Any,  # noqa: ANN401
-        steps: int,
-    ) -> list[ScoredCandidate]:
-        """Score candidates by the first of their ``inner_steps`` alone, so that :meth:`completed` can go on from there.
+        """Compute the matching loss of candidates without a graph, keeping what the gradient can reuse.
 
         Args:
-            synthetic: S.
-            real: T.
-            network: The architecture.
-            candidates: What to match.
+            problem: S, T and the network.
+            candidates: What to match. They may share work, and none depends on which others are scored beside it, up to
+                rounding.
             draw: The step's draws.
-            steps: How many inner steps.
+            steps: Score by the first so many of the ``inner_steps``; None is all of them.
+            resume: Scores of the same candidates by fewer steps, to go on from.
+            with_gradient: The gradient of every one will be needed, so it may be computed now.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no inner steps")
-
-    def completed(
-        self, synthetic: SyntheticSet, real: RealSet, network: FunctionalNetwork, begun: ScoredCandidate
-    ) -> ScoredCandidate:
-        """Return what :meth:`score` would have, going on from where :meth:`score_begun` stopped."""
-        raise NotImplementedError(f"{type(self).__name__} has no inner steps")
 
     @abstractmethod
-    def loss(self, synthetic: SyntheticSet, network: FunctionalNetwork, scored: ScoredCandidate) -> Tensor:
-        """Return the scored candidate's loss as a scalar with a gradient by the synthetic set's parameters."""
-
-    def skips(self, loss: Tensor) -> bool:
-        """Tell whether a step with this loss leaves the synthetic set as it is; never, unless overridden."""
-        del loss
-        return False
+    def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
+        """Return a candidate's loss as a scalar with a gradient by the synthetic set's parameters."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold: tensors and plain values."""
@@ -208,3 +192,35 @@ class MatchingObjective(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         del state
+
+
+def known_loss(
+    value: Tensor, inputs: Sequence[Tensor], gradients: Callable[[Tensor], Sequence[Tensor | None]]
+) -> Tensor:
+    """Return a loss whose value is known, as an ordinary node of the graph.
+
+    Args:
+        value: The value, a scalar.
+        inputs: What it depends on.
+        gradients: Called in the backward pass with the gradient by the loss; returns the gradient by each input.
+
+    Example:
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> known_loss(torch.tensor(9.0), [x], lambda grad: [grad * 6]).backward()
+        >>> x.grad
+        tensor(6.)
+    """
+    loss: Tensor = _KnownLoss.apply(value, gradients, *inputs)
+    return loss
+
+
+class _KnownLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Callable[[Tensor], Sequence[Tensor | None]], *_: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return None, None, *ctx.gradients(grad)

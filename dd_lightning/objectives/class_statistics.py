@@ -1,103 +1,287 @@
-"""Matching one class, compiled: statistics of real and of synthetic images, their distance, and its derivatives."""
+"""How the statistics of one class are computed and compared: eagerly or compiled, whole or in pieces."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad
 
-from dd_lightning.execution.compile import Backend, compiled, laid_out
+from dd_lightning.execution.compile import compile_for_run, compiled
+from dd_lightning.execution.memory import PROBE_SIZE, MemoryEstimate, MemoryPart, memory_model
+from dd_lightning.execution.options import Execution
+from dd_lightning.execution.precision import tensor_float
+from dd_lightning.functional.augment import AugmentationDraw
+from dd_lightning.functional.policies import AugmentationPolicy, augment_in_turn
+from dd_lightning.functional.random import step_generator
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.objectives.base import Workload
+from dd_lightning.sets.synthetic import SyntheticSet
 
 Statistics = tuple[Tensor, ...]
 """What is compared: gradients of some layers, a mean feature, or both."""
 
-Terms = dict[str, Tensor]
+Terms = Mapping[str, Tensor]
 """The parts of a loss, scalars, by name; the loss is their sum."""
 
-ComputeStatistics = Callable[[Tensor, Tensor, Tensor, bool], Statistics]
-"""(theta [P], images [B, ch, H, W], targets [B] or [B, C], whether to be differentiated by the images)."""
+Compute = Callable[[Tensor, Tensor, Tensor], Statistics]
+"""(theta [P], images [B, ch, H, W], targets [B] or [B, C]) -> statistics."""
 
-Compare = Callable[[Statistics, Statistics], Mapping[str, Tensor]]
-"""(synthetic, real) -> the parts of the loss."""
+Compare = Callable[[Statistics, Statistics], Terms]
+"""(synthetic, real) -> terms."""
 
 
-class CompiledMatching:
-    """The matching of one class, as torch.compile has compiled it, for each shape of batch at its first use.
+class ClassBatch(NamedTuple):
+    """What one class contributes to a step.
 
-    Whatever derivatives are wanted of the statistics are taken inside the compiled code, because a compiled function
-    cannot be differentiated twice. What is not compared is not derived: the compiler leaves out all that nobody reads.
-
-    Args:
-        statistics: A pure function. If the statistics are derivatives, it takes them by
-            :func:`~dd_lightning.functional.products.partial_gradients`, or by torch.func.
-        terms: A pure function of the statistics.
-        backend: Of torch.compile.
-
-    Example:
-        >>> def mean(theta, images, targets, graph):
-        ...     return (theta * images.mean(0),)
-        >>> def square(synthetic, real):
-        ...     return {"distance": (synthetic[0] - real[0]).square().sum()}
-        >>> matching = CompiledMatching(mean, square, backend="eager")
-        >>> theta, images = torch.tensor([2.0]), torch.ones(4, 1, 1, 1)
-        >>> real = matching.real(theta, 3 * images, torch.zeros(4))
-        >>> terms, gradient = matching.matched(theta, images, torch.zeros(4), real)
-        >>> terms["distance"].item(), gradient.flatten().tolist()
-        (16.0, [-4.0, -4.0, -4.0, -4.0])
+    Attributes:
+        real: Augmented real images, [B, ch, H, W].
+        real_targets: Their labels, [B].
+        rows: Which images of the decoded synthetic set are matched, [b], each at most once.
+        targets: Their labels [b], or label logits [b, C].
+        augmentation: Its draw, the same for real and synthetic images.
     """
 
-    def __init__(self, statistics: ComputeStatistics, terms: Compare, backend: Backend = "inductor") -> None:
-        def total(synthetic: Statistics, real: Statistics) -> tuple[Tensor, Terms]:
-            parts = dict(terms(synthetic, real))
-            return torch.stack(list(parts.values())).sum(), parts
+    real: Tensor
+    real_targets: Tensor
+    rows: Tensor
+    targets: Tensor
+    augmentation: tuple[AugmentationDraw, ...]
 
-        def real_statistics(theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
-            return statistics(theta, images, targets, False)
 
-        def matched(theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Tensor, Terms]:
-            found: tuple[Tensor, Terms] = grad(
-                lambda leaf: total(statistics(theta, leaf, targets, True), real), has_aux=True
-            )(images)
-            return found
+class _Functions(NamedTuple):
+    """Pure functions of (theta, images, targets, ...), without a graph in what they return: eager or compiled.
 
-        def compared(theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Statistics, Terms]:
-            synthetic = statistics(theta, images, targets, False)
-            found: tuple[Statistics, Terms] = grad(total, has_aux=True)(synthetic, real)
-            return found
+    Attributes:
+        statistics: The statistics s.
+        matched: (..., real statistics) -> the loss's gradient by the images, and its terms.
+        pulled_back: (..., a) -> d(a . s)/dx.
+    """
 
-        def pulled_back(theta: Tensor, images: Tensor, targets: Tensor, cotangents: Statistics) -> Tensor:
-            def along(leaf: Tensor) -> Tensor:
-                synthetic = statistics(theta, leaf, targets, True)
-                return torch.stack([(a * s).sum() for a, s in zip(cotangents, synthetic, strict=True)]).sum()
+    statistics: Compute
+    matched: Callable[[Tensor, Tensor, Tensor, Statistics], tuple[Tensor, Terms]]
+    pulled_back: Callable[[Tensor, Tensor, Tensor, Statistics], Tensor]
 
-            derivative: Tensor = grad(along)(images)
-            return derivative
 
-        self._real, self._matched = compiled(real_statistics, backend), compiled(matched, backend)
-        self._compared, self._pulled_back = compiled(compared, backend), compiled(pulled_back, backend)
+class ClassMatching:
+    """Computes what one class contributes to a loss, and to the loss's gradient by the synthetic images.
 
-    # Compiled code is bound to the properties of its arguments and to the gradient mode: the same in every call.
+    A batch above an explicit ``execution.micro_batch`` passes through the network in pieces, which statistics that are
+    means over a batch allow; ``auto`` never cuts a class.
 
-    @torch.no_grad()
-    def real(self, theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
-        """Return the statistics of real images, without a graph."""
-        found: Statistics = self._real(theta.clone(), laid_out(images), targets.detach())
+    Args:
+        network: The architecture.
+        execution: How it is computed.
+        statistics: (network, theta, images, targets) -> statistics; a pure function that torch.compile can read.
+        terms: The comparison, a pure function.
+        batch_real: Real images of a class.
+        batch_syn: The most synthetic images of a class.
+    """
+
+    def __init__(
+        self,
+        network: FunctionalNetwork,
+        execution: Execution,
+        statistics: Callable[[FunctionalNetwork, Tensor, Tensor, Tensor], Statistics],
+        terms: Compare,
+        batch_real: int,
+        batch_syn: int,
+    ) -> None:
+        precise = network.in_precision(execution.precision)
+
+        def compute(theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
+            return statistics(precise, theta, images, targets)
+
+        self.network = network
+        self.execution = execution
+        self.batch_real = batch_real
+        self.batch_syn = batch_syn
+        self._piece = None if execution.micro_batch == "auto" else execution.micro_batch
+        self._several = False  # candidates are scored in each step
+        self._compute, self._terms = compute, terms
+        self._functions = _in_pieces(_eager(compute, terms), terms, self._piece)
+
+    # Augmentation is differentiated here: eagerly, and never in pieces
+
+    def compared(self, theta: Tensor, images: Tensor, batch: ClassBatch) -> tuple[Statistics, Terms]:
+        """Return a, the derivatives of a class's loss by its synthetic statistics s, and the terms of the loss.
+
+        Args:
+            theta: The candidate's parameters, [P].
+            images: The decoded synthetic set.
+            batch: The class.
+        """
+        with tensor_float(self.execution.precision, theta.device):
+            real = self._functions.statistics(theta, batch.real, batch.real_targets)
+            own = augment_in_turn(images[batch.rows], batch.augmentation)
+            return _compared(self._terms, self._functions.statistics(theta, own, batch.targets), real)
+
+    def matched(self, theta: Tensor, images: Tensor, batch: ClassBatch) -> tuple[Tensor, Terms]:
+        """Return the gradient of a class's loss by its images, and the terms of the loss."""
+        with tensor_float(self.execution.precision, theta.device), torch.enable_grad():
+            real = self._functions.statistics(theta, batch.real, batch.real_targets)
+            own = images[batch.rows].requires_grad_()
+            augmented = augment_in_turn(own, batch.augmentation)
+            gradient, terms = self._functions.matched(theta, augmented.detach(), batch.targets, real)
+            return torch.autograd.grad(augmented, own, gradient)[0], terms
+
+    def pulled_back(self, theta: Tensor, images: Tensor, batch: ClassBatch, a: Statistics) -> Tensor:
+        """Return d(a . s)/dx: the gradient that :meth:`matched` returns, from what :meth:`compared` has."""
+        with tensor_float(self.execution.precision, theta.device), torch.enable_grad():
+            own = images[batch.rows].requires_grad_()
+            augmented = augment_in_turn(own, batch.augmentation)
+            gradient = self._functions.pulled_back(theta, augmented.detach(), batch.targets, a)
+            return torch.autograd.grad(augmented, own, gradient)[0]
+
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Return the network's features [n, F], in float32 or TF32."""
+        with tensor_float(self.execution.precision, theta.device):
+            return self.network.features(theta, images)
+
+    def plan_memory(self, work: Workload, augmentation: AugmentationPolicy) -> MemoryEstimate:
+        """Estimate the peak of a step, computed eagerly and class by class.
+
+        NOTE: What the pool does between two steps and the choice of representatives are not in it.
+        """
+        network, shape, per_class = self.network, self.network.image_shape, work.images // self.network.num_classes
+        counts = (self.batch_real, min(self.batch_syn, per_class))
+        self._several = work.candidates > 1
+
+        def probe(real: int, synthetic: int) -> None:
+            largest = augmentation.most_memory_intensive()
+            draw = largest.draw(step_generator(0, 0, "probe"), real, shape[1:], siamese=True)
+            images, targets = torch.zeros(synthetic, *shape), work.targets(synthetic)
+            self.matched(torch.zeros(network.num_parameters), images, _blank(images, targets, real, draw))
+
+        real_bytes = network.num_classes * torch.zeros(self.batch_real, *shape).nbytes
+        parts = [*work.resident, MemoryPart("augmented real images", real_bytes, "of all classes")]
+        if self._several:
+            theta, images = torch.zeros(network.num_parameters), torch.zeros(PROBE_SIZE, *shape)
+            kept = sum(each.nbytes for each in self._functions.statistics(theta, images, work.targets(PROBE_SIZE)))
+            note = f"{work.candidates} candidates"
+            parts.append(MemoryPart("statistics of all classes", work.candidates * network.num_classes * kept, note))
+        for count in counts:
+            network.check_pieces(self._piece, count)
+        pieces = [min(count, self._piece or count) for count in counts]
+        note = f"{counts[0]} real and {counts[1]} synthetic images"
+        note += f", at most {self._piece} at once" if pieces != [*counts] else ""
+        peak = memory_model(probe, kinds=2).peak(*pieces)
+        return MemoryEstimate(
+            (*parts, MemoryPart("one class", peak, note)), "set a smaller objective.batch_real or objective.batch_syn"
+        )
+
+    def compile(self, synthetic: SyntheticSet, steps: int, say: Callable[[str], None]) -> None:
+        """Compile the matching of a class if that was asked for, or pays off over ``steps`` distillation steps."""
+
+        def make() -> _Functions:
+            twin, count = copy(self), min(self.batch_syn, synthetic.decoded_size // self.network.num_classes)
+            twin._functions = _in_pieces(_compiled(self._compute, self._terms), self._terms, self._piece)
+            images, targets = synthetic.decoded()[:count].detach(), synthetic.decoded_targets()[:count].detach()
+            theta, batch = self.network.initial(0).to(images), _blank(images, targets, self.batch_real)
+            twin.matched(theta, images, batch)  # batches of all classes have the same shapes
+            if self._several:
+                a, _ = twin.compared(theta, images, batch)
+                twin.pulled_back(theta, images, batch, a)
+            return twin._functions
+
+        choice, calls = self.execution.compile, steps * self.network.num_classes
+        made = compile_for_run(make, choice, synthetic.images.device, calls, "the matching of a class", say)
+        self._functions = made or self._functions
+
+
+def _blank(
+    images: Tensor, targets: Tensor, batch_real: int, augmentation: tuple[AugmentationDraw, ...] = ()
+) -> ClassBatch:
+    """Return the batch of a class that consists of these synthetic images, with blank real ones."""
+    real = images.new_zeros(batch_real, *images.shape[1:])
+    labels = torch.zeros(batch_real, dtype=torch.int64, device=images.device)
+    return ClassBatch(real, labels, torch.arange(len(images), device=images.device), targets, augmentation)
+
+
+def _total(terms: Compare, synthetic: Statistics, real: Statistics) -> tuple[Tensor, Terms]:
+    parts = terms(synthetic, real)
+    return torch.stack(list(parts.values())).sum(), parts
+
+
+def _compared(terms: Compare, synthetic: Statistics, real: Statistics) -> tuple[Statistics, Terms]:
+    """Return a, the derivatives of the sum of terms by the synthetic statistics, and the terms."""
+    with torch.enable_grad():
+        leaves = [statistic.detach().requires_grad_() for statistic in synthetic]
+        value, parts = _total(terms, tuple(leaves), real)
+        a = torch.autograd.grad(value, leaves)
+    return a, {name: part.detach() for name, part in parts.items()}
+
+
+def _eager(compute: Compute, terms: Compare) -> _Functions:
+    def statistics(theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
+        with torch.no_grad():
+            return tuple(statistic.detach() for statistic in compute(theta, images, targets))
+
+    def matched(theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Tensor, Terms]:
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            found = compute(theta, leaf, targets)
+            a, parts = _compared(terms, found, real)
+            return torch.autograd.grad(found, leaf, a)[0], parts
+
+    def pulled_back(theta: Tensor, images: Tensor, targets: Tensor, a: Statistics) -> Tensor:
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            return torch.autograd.grad(compute(theta, leaf, targets), leaf, a)[0]
+
+    return _Functions(statistics, matched, pulled_back)
+
+
+def _compiled(compute: Compute, terms: Compare) -> _Functions:
+    """Derivatives are taken inside of what is compiled: a compiled function cannot be differentiated twice."""
+
+    def statistics(theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
+        return compute(theta, images, targets)
+
+    def matched(theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Tensor, Terms]:
+        found: tuple[Tensor, Terms] = grad(
+            lambda leaf: _total(terms, compute(theta, leaf, targets), real), has_aux=True
+        )(images)
         return found
 
-    @torch.no_grad()
-    def matched(self, theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Terms, Tensor]:
-        """Return the loss of synthetic images, and its gradient by them, shaped like them."""
-        gradient, terms = self._matched(theta.clone(), laid_out(images), targets.detach(), real)
-        return terms, gradient
+    def pulled_back(theta: Tensor, images: Tensor, targets: Tensor, a: Statistics) -> Tensor:
+        def along(leaf: Tensor) -> Tensor:
+            return torch.stack([(x * s).sum() for x, s in zip(a, compute(theta, leaf, targets), strict=True)]).sum()
 
-    @torch.no_grad()
-    def compared(self, theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Terms, Statistics]:
-        """Return the loss of synthetic images, and its derivatives by their statistics."""
-        cotangents, terms = self._compared(theta.clone(), laid_out(images), targets.detach(), real)
-        return terms, cotangents
+        derivative: Tensor = grad(along)(images)
+        return derivative
 
-    @torch.no_grad()
-    def pulled_back(self, theta: Tensor, images: Tensor, targets: Tensor, cotangents: Statistics) -> Tensor:
-        """Return the gradient by synthetic images of (a . s), with s their statistics and a the cotangents."""
-        gradient: Tensor = self._pulled_back(theta.clone(), laid_out(images), targets.detach(), cotangents)
-        return gradient
+    return _Functions(compiled(statistics), compiled(matched), compiled(pulled_back))
+
+
+def _in_pieces(functions: _Functions, terms: Compare, size: int | None) -> _Functions:
+    """Return functions that pass at most ``size`` images through the network at once; None: the functions themselves.
+
+    The statistics of a batch are the mean of those of its pieces, weighted by their lengths.
+    """
+    if size is None:
+        return functions
+
+    def statistics(theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
+        parts = [
+            [each * (len(part) / len(images)) for each in functions.statistics(theta, part, labels)]
+            for part, labels in zip(images.split(size), targets.split(size), strict=True)
+        ]
+        return tuple(torch.stack(each).sum(0) for each in zip(*parts, strict=True))
+
+    def matched(theta: Tensor, images: Tensor, targets: Tensor, real: Statistics) -> tuple[Tensor, Terms]:
+        if len(images) <= size:
+            return functions.matched(theta, images, targets, real)
+        a, parts = _compared(terms, statistics(theta, images, targets), real)
+        return pulled_back(theta, images, targets, a), parts
+
+    def pulled_back(theta: Tensor, images: Tensor, targets: Tensor, a: Statistics) -> Tensor:
+        return torch.cat(
+            [
+                functions.pulled_back(theta, part, labels, tuple(each * (len(part) / len(images)) for each in a))
+                for part, labels in zip(images.split(size), targets.split(size), strict=True)
+            ]
+        )
+
+    return _Functions(statistics, matched, pulled_back)

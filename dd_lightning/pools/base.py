@@ -1,22 +1,23 @@
 """What every pool of candidates offers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.real import RealSet
-from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
-from dd_lightning.training.recipes import ExpertRecipe
 
 CandidateKey = tuple[int, ...]
-"""Which candidate of a pool; plain integers, so that it can be stored in a checkpoint."""
+"""Which candidate of a pool; plain integers, so that a checkpoint can hold it."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -25,84 +26,102 @@ class Candidate:
 
     Attributes:
         key: Where the pool keeps it.
-        theta: Parameters of its network, [P], as the step finds them. They are read only.
+        theta: Parameters of its network, ``[P]``, as the step finds them. They are read only.
     """
 
     key: CandidateKey
     theta: Tensor
 
 
-TrainExperts = Callable[[ExpertStore, ExpertIdentity, ExpertRecipe, int, int], None]
-"""(store, identity, recipe, number of experts, epochs): bring the store up to that many experts and epochs."""
+class Process(Protocol):
+    """This process among those of a run."""
+
+    @property
+    def rank(self) -> int:
+        """Its number."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+
+    def broadcast(self, value: Value) -> Value:
+        """Return the value of process 0."""
+
+
+class SingleProcess:
+    """The only process of a run."""
+
+    rank, size = 0, 1
+
+    def barrier(self) -> None:
+        """Wait for nobody."""
+
+    def broadcast(self, value: Value) -> Value:
+        """Return the value."""
+        return value
 
 
 @dataclass(frozen=True)
 class PoolSetup:
-    """What a pool is given once, before the first step.
+    """What a pool is given before the first step of a fit.
 
     Attributes:
         network: The architecture of the candidates.
-        real: The training data.
+        real: The training data, on the device where candidates are wanted.
         dataset: Its name.
         fingerprint: Its fingerprint.
-        device: Where candidates are wanted.
-        train_experts: Trains what a store lacks; it comes from above, since training needs Lightning.
-        seed: The run's seed, for what is drawn before the first step.
-        progress_bar: Whether long work shows a bar.
+        held_out: What the accuracy of experts is measured on.
+        seed: The run's seed, for draws before the first step.
         steps: Distillation steps of the whole run, those before a resumption included.
-        say: Shows a line to the person who is going to wait.
+        size: Candidates that the pool must at least hold.
+        keeps_candidates: Whether candidates of earlier steps stand beside new ones.
+        soft_labels: Whether S takes its labels from the pool's networks.
+        continues: Whether the fit goes on from what the pool holds of an earlier one; else it starts clean.
+        execution: How the run is computed.
+        process: This process among those of the run.
+        progress_bar: Whether long work shows a bar.
     """
 
     network: FunctionalNetwork
     real: RealSet
     dataset: str
     fingerprint: str
-    device: torch.device
-    train_experts: TrainExperts
+    held_out: RealSet | None = None
     seed: int = 0
-    progress_bar: bool = False
     steps: int = 0
-    say: Callable[[str], None] = lambda _: None
-
-
-@dataclass(frozen=True)
-class FullSetAccuracies:
-    """What networks trained on the whole real set reach, where a pool knows it.
-
-    Attributes:
-        accuracies: Held-out accuracy of each, in [0, 1].
-        description: How they were trained, in a few words.
-    """
-
-    accuracies: tuple[float, ...]
-    description: str
+    size: int = 1
+    keeps_candidates: bool = False
+    soft_labels: bool = False
+    continues: bool = False
+    execution: Execution = field(default_factory=Execution)
+    process: Process = field(default_factory=SingleProcess)
+    progress_bar: bool = False
 
 
 class CandidatePool(ABC):
-    """A set of candidates to draw from.
+    """A set of candidates to draw from: ``len(pool)`` of them. ``key in pool`` tells whether a key still names one."""
 
-    Args:
-        size: Number of candidates.
-    """
-
-    gives: ClassVar[type[Candidate]] = Candidate
+    candidate_type: ClassVar[type[Candidate]] = Candidate
     """Kind of its candidates."""
 
-    same_in_every_process: ClassVar[bool] = True
-    """Whether processes that learn from different candidates still hold the same pool."""
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of candidates; before :meth:`prepare`, of those the configuration asks for."""
 
-    def __init__(self, size: int) -> None:
-        if size < 1:
-            raise InputError(f"the pool holds {size} candidates; it needs at least 1")
-        self.size = size
-
-    def ensure(self, size: int) -> None:
-        """Ask for at least ``size`` candidates; only before :meth:`prepare`."""
-        self.size = max(self.size, size)
+    def __contains__(self, key: CandidateKey) -> bool:
+        """Tell whether a key of an earlier draw still names the same thing: if not, what was known of it is void."""
+        return key[0] < len(self)
 
     @abstractmethod
     def prepare(self, setup: PoolSetup) -> None:
-        """Make the candidates ready, training what is missing."""
+        """Make the candidates ready for a fit, training what is missing.
+
+        Raises:
+            InputError: If the pool cannot do what the run needs; before anything is trained.
+        """
 
     @abstractmethod
     def draw(self, count: int, context: StepContext, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
@@ -111,45 +130,35 @@ class CandidatePool(ABC):
         Args:
             count: How many.
             context: Where the run is.
-            exclude: Candidates of earlier draws that the new ones join, and must be distinct from, too.
+            exclude: Candidates of earlier draws that the new ones join, and must differ from, too.
         """
-
-    def generation(self, key: CandidateKey) -> int:
-        """Return how often what a key names has been replaced by something else: what was known of it is void then."""
-        del key
-        return 0
-
-    @property
-    def shares_draw(self) -> bool:
-        """Whether the candidates of a step must come from one draw, none of them kept from an earlier step."""
-        return False
 
     @abstractmethod
     def load(self, key: CandidateKey) -> Candidate:
-        """Return a candidate, on the device."""
+        """Return what is in a candidate's place now, on the device, under its present key."""
 
     @abstractmethod
     def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
         """Update the pool after a step; called at the start of the next one, so that no checkpoint misses it."""
 
     @abstractmethod
-    def feature_parameters(self) -> Tensor:
-        """Return parameters [P] of a network whose features can cluster the real images before the first step."""
+    def networks(self) -> Iterator[Tensor]:
+        """Yield the parameters ``[P]`` of the pool's networks, as trained as they are before the first step.
+
+        Their features cluster the real images, and their logits are soft labels.
+        """
 
     def scalars(self) -> dict[str, float]:
-        """Return what is worth a curve, by its name in the logs."""
+        """Return what deserves a curve, by its name in the logs."""
         return {}
 
-    def teacher_logits(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return soft labels [n, C] for images [n, ...] with hard labels [n]; a pool that cannot refuses."""
-        raise InputError(
-            f"labels is 'soft' for {len(images)} images of {len(labels)} labels, but {type(self).__name__} holds no "
-            "trained experts to take logits from; use labels: hard"
-        )
+    def summary(self) -> dict[str, Any]:
+        """Return what a run's summary says of the pool, as plain values.
 
-    def full_set_accuracies(self) -> FullSetAccuracies | None:
-        """Return what training on the full real set reaches, if the pool knows."""
-        return None
+        Known entries are ``full_set``, what training on the full real set reaches (``{"accuracies": [...], "trained":
+        how}``), and ``seconds_training_experts``.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold: tensors and plain values."""
@@ -161,7 +170,40 @@ class CandidatePool(ABC):
 
 
 def drawn_apart(size: int, count: int, generator: torch.Generator, exclude: Sequence[CandidateKey]) -> list[int]:
-    """Draw ``count`` distinct numbers below ``size``, uniformly among those that no key of ``exclude`` begins with."""
+    """Draw ``count`` distinct numbers below ``size``, uniformly among those that no key of ``exclude`` begins with.
+
+    Raises:
+        InputError: If there are not so many.
+    """
     taken = {key[0] for key in exclude}
     order: list[int] = torch.randperm(size, generator=generator).tolist()
-    return [number for number in order if number not in taken][:count]
+    drawn = [number for number in order if number not in taken][:count]
+    if len(drawn) < count:
+        raise InputError(f"a step draws {count + len(taken)} candidates, but the pool holds {size}; set pool_size")
+    return drawn
+
+
+def teacher_logits(network: FunctionalNetwork, thetas: Iterator[Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    """Return soft labels as DATM makes them.
+
+    Args:
+        network: The architecture.
+        thetas: Parameters ``[P]`` of trained networks.
+        images: ``[n, ch, H, W]``.
+        labels: Their classes, ``[n]``.
+
+    Returns:
+        Logits ``[n, C]``, averaged over the networks that classify an image correctly; over all if none does.
+    """
+    total = torch.zeros(len(images), network.num_classes, device=images.device)
+    correct_total, correct_count = torch.zeros_like(total), torch.zeros(len(images), 1, device=images.device)
+    count = 0
+    with torch.no_grad():
+        for theta in thetas:
+            count += 1
+            logits = network(theta, images)
+            correct = (logits.argmax(1) == labels).float().unsqueeze(1)
+            total += logits
+            correct_total += correct * logits
+            correct_count += correct
+    return torch.where(correct_count > 0, correct_total / correct_count.clamp_min(1), total / count)

@@ -1,23 +1,19 @@
 """Expert trajectories on disk as a pool of segments."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.execution.options import Execution
+from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import StepContext
-from dd_lightning.pools.base import (
-    Candidate,
-    CandidateKey,
-    CandidatePool,
-    FullSetAccuracies,
-    PoolSetup,
-    drawn_apart,
-)
+from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup, drawn_apart
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
+from dd_lightning.training.experts import train_experts
 from dd_lightning.training.recipes import ExpertRecipe
 
 TrajectoryRefresh = Literal["redraw", "advance"]
@@ -43,14 +39,14 @@ class TrajectoryPool(CandidatePool):
     """Stored expert trajectories; a candidate is a segment (expert, epoch t -> t + expert_epochs).
 
     Start epochs are integers in [min_start_epoch, max_start_epoch). Only two rows of a file are read per candidate.
-    Experts that the store lacks are trained on the first fit and kept; experts that are too short are continued.
+    Experts that the store lacks are trained at the first fit and kept; experts that are too short are continued.
 
     The paper says that the pool is updated "with the latest models" after each step, and not what that means for
-    trajectories that are stored: ``refresh`` makes the choice explicit.
+    stored trajectories: ``refresh`` makes the choice explicit.
 
     Args:
         path: Folder of the expert store.
-        num_experts: Experts to use; 100 in the MTT reference.
+        num_experts: Experts to use; 100 in the MTT reference. A selection's ``pool_size`` raises it.
         expert_epochs: MTT's M, the epochs a segment spans; 2 in most published settings.
         max_start_epoch: MTT's T+, the exclusive end of the start window.
         min_start_epoch: Start of the window; 0 in MTT (DATM raises it for large ipc).
@@ -62,12 +58,14 @@ class TrajectoryPool(CandidatePool):
         refresh: ``redraw``: a fresh start epoch at each draw, MTT's own rule. ``advance``: each expert has a cursor
             that moves one epoch on when the expert was used, and wraps within the start window.
         share_start_epoch: All candidates of a step share one start epoch (``redraw`` only).
+        execution: ``compile`` and ``micro_batch`` of the experts' training; null is as the run (``model.execution``).
+            Their precision is the recipe's.
 
     Raises:
         InputError: If the window is empty or reaches beyond ``train_epochs``, or switches contradict each other.
     """
 
-    gives: ClassVar[type[Candidate]] = TrajectorySegment
+    candidate_type: ClassVar[type[Candidate]] = TrajectorySegment
 
     def __init__(
         self,
@@ -83,39 +81,29 @@ class TrajectoryPool(CandidatePool):
         recipe: ExpertRecipe = ExpertRecipe(),  # noqa: B008  (frozen)
         refresh: TrajectoryRefresh = "redraw",
         share_start_epoch: bool = False,
+        execution: Execution | None = None,
     ) -> None:
-        super().__init__(num_experts)
-        if expert_epochs < 1:
-            raise InputError(f"expert_epochs is {expert_epochs}; a segment spans at least 1 epoch")
-        if not 0 <= min_start_epoch < max_start_epoch:
-            raise InputError(
-                f"the start window [{min_start_epoch}, {max_start_epoch}) is empty; "
-                "choose 0 <= min_start_epoch < max_start_epoch"
-            )
+        needed = max_start_epoch - 1 + expert_epochs
+        check_range("num_experts", num_experts, low=1)
+        check_range("expert_epochs", expert_epochs, low=1)
+        check_range("min_start_epoch", min_start_epoch, low=0)
+        check_range("max_start_epoch", max_start_epoch, low=min_start_epoch + 1, hint="the window must not be empty")
         if (current_max_start_epoch is None) != (expansion_steps is None):
             raise InputError(
                 f"current_max_start_epoch is {current_max_start_epoch} and expansion_steps is {expansion_steps}; "
                 "give both for a growing window, or neither"
             )
-        if current_max_start_epoch is not None and not min_start_epoch < current_max_start_epoch <= max_start_epoch:
-            raise InputError(
-                f"current_max_start_epoch is {current_max_start_epoch}; it must lie above min_start_epoch "
-                f"({min_start_epoch}) and at most at max_start_epoch ({max_start_epoch})"
-            )
-        if expansion_steps is not None and expansion_steps < 1:
-            raise InputError(f"expansion_steps is {expansion_steps}; the window needs at least 1 step to grow")
-        self.needed_epochs = max_start_epoch - 1 + expert_epochs
-        if train_epochs is not None and train_epochs < self.needed_epochs:
-            raise InputError(
-                f"train_epochs is {train_epochs}, but the start window up to {max_start_epoch - 1} plus expert_epochs "
-                f"{expert_epochs} reads epoch {self.needed_epochs}; raise train_epochs or lower max_start_epoch"
-            )
+        check_range("current_max_start_epoch", current_max_start_epoch, low=min_start_epoch + 1, high=max_start_epoch)
+        check_range("expansion_steps", expansion_steps, low=1)
+        check_range("train_epochs", train_epochs, low=needed, hint="max_start_epoch - 1 + expert_epochs are read")
         if refresh == "advance" and share_start_epoch:
             raise InputError(
                 "refresh is 'advance' with share_start_epoch: cursors differ between experts; use refresh: redraw"
             )
         self.store = ExpertStore(path)
         self.recipe = recipe
+        self.num_experts = num_experts
+        self.needed_epochs = needed
         self.expert_epochs = expert_epochs
         self.min_start_epoch = min_start_epoch
         self.max_start_epoch = max_start_epoch
@@ -125,52 +113,74 @@ class TrajectoryPool(CandidatePool):
         self.train_missing = train_missing
         self.refresh_rule: TrajectoryRefresh = refresh
         self.share_start_epoch = share_start_epoch
+        self.execution = execution
         self.cursors: list[int] = []
+        self._size = num_experts
         self._experts: list[int] = []
+        self._seconds = 0.0
         self._setup: PoolSetup | None = None
 
+    def __len__(self) -> int:
+        """Return the number of experts."""
+        return self._size
+
     def prepare(self, setup: PoolSetup) -> None:
-        """Check the store against the network, data and recipe, and train what it lacks."""
-        self._setup = setup
+        """Check the store against the network, data and recipe; process 0 trains what it lacks."""
+        if setup.keeps_candidates and self.share_start_epoch:
+            raise InputError(
+                "selection.refresh_per_step keeps candidates, which have start epochs of their own, but "
+                "share_start_epoch is true; set refresh_per_step: null, or share_start_epoch: false"
+            )
+        self._setup, self._seconds = setup, 0.0
+        cursors = self.cursors if setup.continues else []
+        size = self._size = max(self.num_experts, setup.size, len(cursors))
+        self.cursors = cursors + [self.min_start_epoch] * (size - len(cursors))
         wanted = self.train_epochs or self.needed_epochs
         identity = ExpertIdentity.of(
             setup.network, self.recipe, wanted, fingerprint=setup.fingerprint, dataset=setup.dataset
         )
         self.store.check(identity)
         ids = self.store.ids()
-        lacking = self.size - len(ids)
-        short = [i for i in ids[: self.size] if self.store.epochs(i) < self.needed_epochs]
-        if (lacking > 0 or short) and not self.train_missing:
-            what = f"expert {short[0]} has {self.store.epochs(short[0])} epochs" if short else f"{len(ids)} experts"
-            raise InputError(
-                f"the store {self.store.path} is too small ({what}): the pool needs {self.size} experts of "
-                f"{self.needed_epochs} epochs; set train_missing: true, or lower num_experts or max_start_epoch"
-            )
-        if lacking > 0 or short:
-            setup.train_experts(self.store, identity, self.recipe, self.size, wanted)
-        self._experts = self.store.ids()[: self.size]
-        if not self.cursors:
-            self.cursors = [self.min_start_epoch] * self.size
+        short = [i for i in ids[:size] if self.store.epochs(i) < self.needed_epochs]
+        if setup.process.broadcast(len(ids) < size or bool(short)):
+            if not self.train_missing:
+                what = f"expert {short[0]} has {self.store.epochs(short[0])} epochs" if short else f"{len(ids)} experts"
+                raise InputError(
+                    f"the store {self.store.path} is too small ({what}): the pool needs {size} experts of "
+                    f"{self.needed_epochs} epochs; set train_missing: true, or lower num_experts or max_start_epoch"
+                )
+            started = time.perf_counter()
+            if setup.process.rank == 0:
+                train_experts(
+                    setup.network,
+                    setup.real,
+                    self.store,
+                    identity,
+                    self.recipe,
+                    size,
+                    wanted,
+                    held_out=setup.held_out,
+                    execution=self.execution or setup.execution,
+                    progress_bar=setup.progress_bar,
+                )
+            setup.process.barrier()
+            self._seconds = time.perf_counter() - started
+        self._experts = self.store.ids()[:size]
 
     def draw(self, count: int, context: StepContext, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
         """Draw distinct experts, each with its start epoch by the refresh rule."""
         generator = context.generator("candidates")
-        experts = drawn_apart(self.size, count, generator, exclude)
+        experts = drawn_apart(len(self), count, generator, exclude)
         if self.refresh_rule == "advance":
             return [(i, self.cursors[i]) for i in experts]
         low, high = self.min_start_epoch, self.start_window_end(context.step)
         starts = torch.randint(low, high, (count,), generator=generator).tolist()
         return [(i, starts[0] if self.share_start_epoch else s) for i, s in zip(experts, starts, strict=True)]
 
-    @property
-    def shares_draw(self) -> bool:
-        """Whether the candidates of a step share a start epoch."""
-        return self.share_start_epoch
-
     def load(self, key: CandidateKey) -> TrajectorySegment:
         """Read the segment's two rows."""
-        expert, epoch = key
-        rows = self.store.rows(self._experts[expert], [epoch, epoch + self.expert_epochs]).to(self._ready.device)
+        (expert, epoch), device = key, self._ready.real.images.device
+        rows = self.store.rows(self._experts[expert], [epoch, epoch + self.expert_epochs]).to(device)
         return TrajectorySegment(key, rows[0], rows[1])
 
     def refresh(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
@@ -187,38 +197,18 @@ class TrajectoryPool(CandidatePool):
         grown = (self.max_start_epoch - self.current_max_start_epoch) * step // self.expansion_steps
         return min(self.current_max_start_epoch + grown, self.max_start_epoch)
 
-    def feature_parameters(self) -> Tensor:
-        """Return the first expert's parameters at its last stored epoch, [P]."""
-        expert = self._experts[0]
-        return self.store.rows(expert, [self.store.epochs(expert)])[0].to(self._ready.device)
+    def networks(self) -> Iterator[Tensor]:
+        """Yield each expert's parameters at its last stored epoch, [P]."""
+        for expert in self._experts:
+            yield self.store.rows(expert, [self.store.epochs(expert)])[0].to(self._ready.real.images.device)
 
-    def teacher_logits(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return logits [n, C] averaged over the experts that classify an image correctly (over all if none does).
-
-        As in DATM: the last stored epoch of each expert.
-        """
-        network = self._ready.network
-        total = torch.zeros(len(images), self._ready.real.num_classes, device=images.device)
-        correct_total, correct_count = torch.zeros_like(total), torch.zeros(len(images), 1, device=images.device)
-        with torch.no_grad():
-            for expert in self._experts:
-                theta = self.store.rows(expert, [self.store.epochs(expert)])[0].to(images.device)
-                logits = network(theta, images)
-                correct = (logits.argmax(1) == labels).float().unsqueeze(1)
-                total += logits
-                correct_total += correct * logits
-                correct_count += correct
-        return torch.where(correct_count > 0, correct_total / correct_count.clamp_min(1), total / self.size)
-
-    def full_set_accuracies(self) -> FullSetAccuracies | None:
-        """Return the experts' own held-out accuracies at the last epoch that all of them have."""
+    def summary(self) -> dict[str, Any]:
+        """Return the experts' held-out accuracies at the last epoch that all have, and what training them took."""
         records = [self.store.metadata(expert).accuracies.held_out for expert in self._experts]
-        epochs = min(len(record) for record in records) if records else 0
-        last = [record[epochs - 1] for record in records] if epochs else []
-        known = tuple(accuracy for accuracy in last if accuracy is not None)
-        if not known:
-            return None
-        return FullSetAccuracies(known, f"{len(known)} experts after {epochs} epochs")
+        epochs = min(map(len, records), default=0)
+        known = [record[epochs - 1] for record in records if epochs and record[epochs - 1] is not None]
+        full_set = {"accuracies": known, "trained": f"{len(known)} experts after {epochs} epochs"}
+        return {"full_set": full_set if known else None, "seconds_training_experts": self._seconds}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cursors."""

@@ -9,23 +9,22 @@ from pathlib import Path
 from dd_lightning.functional.errors import InputError
 
 TEMPORARY_SUFFIX = ".tmp"
-"""How the name of a file that is still being written ends; readers pass over such names."""
+"""Ends the name of a file that is still being written; readers skip such names."""
 
 
 def write_atomically(path: Path | str, data: bytes) -> None:
     """Put ``data`` at ``path``, replacing what is there in one step.
 
-    The bytes go to a hidden file in the same directory (a rename across file systems would be a copy), are
-    flushed to the disk, and only then take the name. A process killed in between leaves the old file as it
-    was. Missing parent directories are made.
+    The bytes go to a hidden file in the same directory (a rename across file systems would be a copy), are flushed to
+    the disk, and only then take the name. A process killed in between leaves the old file as it was. Missing parent
+    directories are made.
 
     Args:
-        path: Where the file is to be.
-        data: All of its bytes.
+        path: Where to.
+        data: All bytes of the file.
 
     Raises:
-        InputError: If the place cannot be written: no permission, no space, or a parent that is not a
-            directory.
+        InputError: If the place cannot be written: no permission, no space, or a parent that is no directory.
 
     Example:
         >>> import tempfile
@@ -41,12 +40,11 @@ def write_atomically(path: Path | str, data: bytes) -> None:
 def write_all_atomically(files: Iterable[tuple[Path, bytes]]) -> None:
     """Put several files in place, each atomically, and nearly at once.
 
-    All are written in full under temporary names before the first takes its own name, so what a kill can
-    separate is a few renames. If one cannot be written, none is replaced.
+    All are written in full under temporary names before the first takes its own, so a kill can only separate a few
+    renames. If one cannot be written, none is replaced.
 
     Args:
-        files: Paths and contents. They are taken one by one, so an iterator that makes them need not hold
-            them all.
+        files: Paths and contents, taken one by one: an iterator that makes them need not hold them all.
 
     Raises:
         InputError: As for :func:`write_atomically`.

@@ -1,4 +1,4 @@
-"""Which real images a step matches: batches of every class, shuffled or representative."""
+"""Which real images a step matches: a batch of each class, shuffled or representative."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.kmeans import representatives, representatives_of_groups
+from dd_lightning.functional.errors import InputError, check_range
+from dd_lightning.functional.kmeans import representatives
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.sets.real import RealSet
 
@@ -15,22 +15,19 @@ Features = Callable[[Tensor], Tensor]
 """images [n, ch, H, W] -> features [n, F]."""
 
 _FEATURE_BATCH = 1000
-"""Images per forward pass when features are computed: memory, not the result, depends on it."""
-
-_HELD_FEATURES = 2**29
-"""Bytes of features from which no more classes are clustered together."""
+"""Images per forward pass when features are computed: bounds memory, leaves the result alone."""
 
 
 def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> list[Tensor]:
-    """Return one batch of every class, each [size], going through every class in epochs.
+    """Return a batch of every class, each [size], going through every class in epochs.
 
-    A class is shuffled, cut into whole batches, and shuffled anew when they are used up, as in IDC; what is left over
-    at the end of an epoch is dropped. The batches of a step are a function of the step alone.
+    A class is shuffled, cut into whole batches, and shuffled anew when they are used up, as in IDC; an epoch's
+    remainder is dropped. A step's batches are a function of the step alone.
 
     Args:
         real: The training data.
         size: Images per class.
-        context: Where the run is.
+        context: Seed, step and rank.
     """
     batches = []
     for label, count in enumerate(real.class_counts):
@@ -47,14 +44,14 @@ def class_representatives(
     """Return ``count`` images of every class, the nearest to the centroids of k-means in feature space (DREAM).
 
     NOTE: The reference computes features of pixels that are not normalized, although its networks are trained on
-    normalized ones. Here they are what the network is made for.
+    normalized ones. Here the network gets what it is trained on.
 
     Args:
         real: The training data.
         count: Images per class; clusters times ``per_cluster``.
         features: The space in which to cluster.
         generator: Source of the starting points.
-        per_cluster: Images that each cluster gives.
+        per_cluster: Images taken from each cluster.
 
     Returns:
         Indices [count] for each class.
@@ -62,68 +59,47 @@ def class_representatives(
     Raises:
         InputError: If a class has fewer images than ``count``.
     """
-    rows = [real.class_indices(label) for label in range(real.num_classes)]
-    for label, own in enumerate(rows):
-        if count > len(own):
-            raise InputError(
-                f"k-means is asked for {count} representatives of class {label}, which has {len(own)} images; lower "
-                "ipc, factor or batch_real"
-            )
-
-    def points(own: Tensor) -> Tensor:
+    chosen = []
+    for label in range(real.num_classes):
+        own = real.class_indices(label)
         with torch.no_grad():
-            return torch.cat([features(real.images[part]) for part in own.split(_FEATURE_BATCH)])
-
-    clusters = count // per_cluster
-    if not _clustered_together(real.images.device):
-        chosen = [representatives(points(own), clusters, generator, per_cluster) for own in rows]
-    else:
-        chosen, held = list[Tensor](), list[Tensor]()
-        for own in rows:
-            held.append(points(own))
-            if own is rows[-1] or sum(group.nbytes for group in held) >= _HELD_FEATURES:
-                chosen += representatives_of_groups(held, clusters, generator, per_cluster)
-                held = []
-    return [own[indices] for own, indices in zip(rows, chosen, strict=True)]
-
-
-def _clustered_together(device: torch.device) -> bool:
-    """Tell whether the classes are clustered all at once; on a host, one class at a time keeps all cores busy."""
-    return device.type != "cpu"
+            points = torch.cat([features(real.images[part]) for part in own.split(_FEATURE_BATCH)])
+        chosen.append(own[representatives(points, count // per_cluster, generator, per_cluster)])
+    return chosen
 
 
 class RepresentativeBatches:
     """DREAM's choice of real images: representatives of every class, chosen anew every few steps.
 
-    In between, the same images are matched, each time under another augmentation. The choice is part of a checkpoint,
-    since the network that it was made with has moved on.
+    In between the same images are matched, each time under another augmentation. The choice is part of a checkpoint,
+    since the network it was made with has moved on.
 
     Args:
         size: Images per class.
         interval: Steps between two choices.
-        per_cluster: Images that each cluster gives.
+        per_cluster: Images taken from each cluster.
 
     Raises:
         InputError: If a number is below 1, or ``per_cluster`` does not divide ``size``.
     """
 
     def __init__(self, size: int, interval: int, per_cluster: int) -> None:
-        if interval < 1:
-            raise InputError(f"interval is {interval}; representatives are chosen every n steps, with n at least 1")
-        if per_cluster < 1 or size % per_cluster:
-            raise InputError(f"per_cluster is {per_cluster}; it must be at least 1 and divide batch_real, {size}")
+        check_range("interval", interval, low=1, hint="steps between two choices of representatives")
+        check_range("per_cluster", per_cluster, low=1)
+        if size % per_cluster:
+            raise InputError(f"per_cluster is {per_cluster}; it must divide batch_real, {size}")
         self.size = size
         self.interval = interval
         self.per_cluster = per_cluster
         self._chosen: Tensor | None = None
 
     def batches(self, real: RealSet, features: Features, context: StepContext) -> list[Tensor]:
-        """Return the indices [size] of every class at a step.
+        """Return each class's indices [size] for a step.
 
         Args:
             real: The training data.
-            features: Of the network to choose with, if it is time to choose.
-            context: Where the run is.
+            features: Features of the network to choose with; called only when it is time to choose.
+            context: Seed, step and rank.
         """
         if self._chosen is None or context.step % self.interval == 0:
             generator = context.generator("representatives")

@@ -17,7 +17,7 @@ ColorKind = Literal["pixel", "normalized", "zca"]
 class PixelSpace:
     """Pixels as they are, in [0, 1]."""
 
-    kind: ClassVar[Literal["pixel"]] = "pixel"
+    kind: ClassVar[ColorKind] = "pixel"
 
     def encode(self, images: Tensor) -> Tensor:
         """Return ``images``, ``[n, C, H, W]``, unchanged."""
@@ -28,7 +28,7 @@ class PixelSpace:
         return images
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return nothing: this space has no numbers of its own."""
+        """Return nothing: this space has no numbers."""
         return {}
 
 
@@ -46,7 +46,7 @@ class NormalizedSpace:
 
     mean: Tensor
     std: Tensor
-    kind: ClassVar[Literal["normalized"]] = "normalized"
+    kind: ClassVar[ColorKind] = "normalized"
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
@@ -80,10 +80,12 @@ class ZCASpace:
 
     Args:
         zca: Mean and matrices fitted on training pixels in [0, 1].
+        eps: What was added to the eigenvalues; 0.1 in the trajectory-matching reference.
     """
 
     zca: ZCA
-    kind: ClassVar[Literal["zca"]] = "zca"
+    eps: float = 0.1
+    kind: ClassVar[ColorKind] = "zca"
 
     def encode(self, images: Tensor) -> Tensor:
         """Whiten pixels in [0, 1], ``[n, C, H, W]``."""
@@ -94,19 +96,69 @@ class ZCASpace:
         return invert_zca(images, self.zca)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return ``mean`` ``[D]``, ``whiten`` and ``unwhiten`` ``[D, D]``, with ``D = C * H * W``."""
-        return {"mean": self.zca.mean, "whiten": self.zca.whiten, "unwhiten": self.zca.unwhiten}
+        """Return ``mean`` ``[D]``, ``eps``, ``whiten`` and ``unwhiten`` ``[D, D]``, with ``D = C * H * W``."""
+        return ZCARecipe(self.zca.mean, self.eps).tensors() | {
+            "whiten": self.zca.whiten,
+            "unwhiten": self.zca.unwhiten,
+        }
 
 
-ColorSpace = PixelSpace | NormalizedSpace | ZCASpace
+@dataclass(frozen=True, eq=False)
+class ZCARecipe:
+    """A :class:`ZCASpace` without its matrices, which take 75 MB at 3 x 32 x 32 pixels: fitting finds them again.
+
+    Args:
+        mean: Mean of the training pixels in [0, 1], ``[D]``.
+        eps: What was added to the eigenvalues.
+    """
+
+    mean: Tensor
+    eps: float = 0.1
+    kind: ClassVar[ColorKind] = "zca"
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            InputError: Always: it takes the matrices.
+        """
+        raise InputError(
+            f"{len(images)} images cannot be whitened or decoded: the set was stored without its whitening matrices; "
+            "fit them on its training data"
+        )
+
+    decode = encode
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return ``mean`` ``[D]`` and ``eps``."""
+        return {"mean": self.mean, "eps": torch.tensor(self.eps, dtype=torch.float64)}
+
+
+ColorSpace = PixelSpace | NormalizedSpace | ZCASpace | ZCARecipe
+
+_TENSORS = {"pixel": (), "normalized": ("mean", "std"), "zca": ("mean", "whiten", "unwhiten")}
+
+
+def recipe(space: ColorSpace) -> dict[str, Tensor]:
+    """Return the tensors that tell a space from others of its kind: all but whitening matrices."""
+    return {name: tensor for name, tensor in space.tensors().items() if name not in ("whiten", "unwhiten")}
+
+
+def same_space(first: ColorSpace, second: ColorSpace) -> bool:
+    """Tell whether two spaces are one; means that were fitted on different machines may differ by rounding."""
+    ours, theirs = recipe(first), recipe(second)
+    return first.kind == second.kind and all(
+        ours[name].shape == theirs[name].shape and torch.allclose(ours[name], theirs[name].to(ours[name]), atol=1e-5)
+        for name in ours
+    )
 
 
 def color_space_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> ColorSpace:
-    """Rebuild a color space from what its ``kind`` and ``tensors()`` said, for example from a file.
+    """Rebuild a color space from its ``kind`` and ``tensors()``, for example from a file.
 
     Args:
-        kind: ``"pixel"``, ``"normalized"`` or ``"zca"``.
-        tensors: At least the tensors of that kind, by name; others are ignored.
+        kind: ``pixel``, ``normalized`` or ``zca``.
+        tensors: At least the tensors of that kind, by name; ``zca`` without both matrices gives a :class:`ZCARecipe`.
 
     Raises:
         InputError: If the kind is unknown or one of its tensors is missing.
@@ -116,13 +168,15 @@ def color_space_from_tensors(kind: str, tensors: Mapping[str, Tensor]) -> ColorS
         >>> color_space_from_tensors(space.kind, space.tensors()).encode(torch.ones(1, 1, 1, 1)).item()
         2.0
     """
-    names = {"pixel": (), "normalized": ("mean", "std"), "zca": ("mean", "whiten", "unwhiten")}.get(kind)
-    if names is None:
-        raise InputError(f"color space {kind!r} is unknown: use one of 'pixel', 'normalized', 'zca'")
+    if kind not in _TENSORS:
+        raise InputError(f"color space is {kind!r}; use one of {', '.join(_TENSORS)}")
+    unfitted = kind == "zca" and not {"whiten", "unwhiten"} & tensors.keys()
+    names = ("mean",) if unfitted else _TENSORS[kind]
     missing = [name for name in names if name not in tensors]
     if missing:
-        raise InputError(f"color space {kind!r} needs {', '.join(names)} but {', '.join(missing)} is missing: add it")
+        raise InputError(f"color space {kind!r} needs {', '.join(names)}; add {', '.join(missing)}")
     values = [torch.as_tensor(tensors[name]) for name in names]
     if kind == "zca":
-        return ZCASpace(ZCA(*values))
+        eps = float(tensors.get("eps", 0.1))
+        return ZCARecipe(values[0], eps) if unfitted else ZCASpace(ZCA(*values), eps)
     return NormalizedSpace(*values) if kind == "normalized" else PixelSpace()

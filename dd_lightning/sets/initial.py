@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.formation import Formation, pack
 from dd_lightning.sets.class_batches import Features, class_representatives
 from dd_lightning.sets.real import RealSet
@@ -25,20 +25,19 @@ def class_labels(num_classes: int, ipc: int) -> Tensor:
 
 
 def check_initial(real: RealSet, ipc: int, init: Initialization, formation: Formation) -> None:
-    """Check that images can be cut as the formation says, and that there are real ones enough for S_0.
+    """Check that images can be cut as the formation says, and that there are enough real ones for S_0.
 
     Raises:
         InputError: If ``ipc`` is below 1, the factor exceeds the image, or the smallest class has too few images.
     """
-    if ipc < 1:
-        raise InputError(f"ipc is {ipc}; it must be at least 1 image per class")
+    check_range("ipc", ipc, 1)
     formation.check_size(*real.image_shape[-2:])
     tiles, smallest = _tiles(ipc, init, formation), min(real.class_counts)
     if tiles > smallest:
-        what = f"ipc {ipc} with factor {formation.factor} starts from {tiles} real images per class"
         raise InputError(
-            f"{what}, but class {real.class_counts.index(smallest)}, the smallest, has {smallest}; "
-            "lower ipc or factor, or set init: noise"
+            f"ipc {ipc} with factor {formation.factor} starts from {tiles} real images per class, but class "
+            f"{real.class_counts.index(smallest)}, the smallest, has {smallest}; lower ipc or factor, or set "
+            "init: noise"
         )
 
 
@@ -57,12 +56,12 @@ def initial_images(
     Args:
         real: The training data.
         ipc: Images per class.
-        init: ``"real"``, random real images of each class without replacement (the MTT reference's default);
-            ``"kmeans"``, the real images nearest to the centroids of k-means (DREAM's); or ``"noise"``, standard normal
-            numbers. With a factor f, f^2 real images are shrunk to the tiles of each image.
+        init: ``real``, random real images of each class without replacement (the MTT reference's default); ``kmeans``,
+            the real images nearest to the centroids of k-means (DREAM's); or ``noise``, standard normal numbers. With a
+            factor f, f^2 real images are shrunk to the tiles of each image.
         generator: Source of the draw.
         formation: How images decode.
-        features: For ``"kmeans"``: gives the features to cluster by.
+        features: For ``kmeans``: returns the features to cluster by.
 
     Raises:
         InputError: If ``ipc`` is below 1, the factor exceeds the image, or the smallest class has too few images.

@@ -1,4 +1,4 @@
-"""The real set: training or held-out data as one tensor on the device, with an index of each class."""
+"""The real set: training or held-out data as one tensor on the device, with an index of every class."""
 
 import copy
 from collections.abc import Iterator
@@ -6,19 +6,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 
 
 class RealSet:
-    """Images and labels on one device, with the indices of every class at hand.
+    """Images and labels on one device, with the indices of every class.
 
-    A whole data set of small images fits into the memory of a GPU, so a batch is one gather: no workers, no
-    copies from the host. The class index is kept on the host; only the indices that were drawn travel.
+    A whole data set of small images fits into a GPU's memory, so a batch is one gather: no workers, no copies from the
+    host. The class index stays on the host; only the indices drawn travel.
 
     Args:
         images: Images in the color space that networks see, float ``[n, C, H, W]``.
         labels: Class numbers ``0 .. num_classes - 1``, int64 ``[n]``.
-        num_classes: How many classes there are. Every one of them must have an image.
+        num_classes: How many classes there are. Each must have an image.
 
     Raises:
         InputError: If shapes or types do not fit, a label is out of range, or a class has no image.
@@ -32,16 +32,14 @@ class RealSet:
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int) -> None:
         if images.ndim != 4 or not images.is_floating_point():
             raise InputError(
-                f"images are {images.dtype} {list(images.shape)}; a real set needs floats [n, C, H, W]: "
-                "convert them first"
+                f"images are {images.dtype} {list(images.shape)}; a real set needs floats [n, C, H, W]: convert them"
             )
         if labels.shape != (len(images),) or labels.dtype != torch.int64:
             raise InputError(
                 f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} images; "
                 "a real set needs one int64 label per image: pass class numbers"
             )
-        if num_classes < 1:
-            raise InputError(f"num_classes is {num_classes}; a real set needs at least 1: pass the number of classes")
+        check_range("num_classes", num_classes, 1)
         on_host = labels.cpu()
         if len(labels) and not 0 <= int(on_host.min()) <= int(on_host.max()) < num_classes:
             raise InputError(
@@ -92,12 +90,7 @@ class RealSet:
         Args:
             label: The class.
             positions: Only the images at these positions within the class, on the host: only their indices travel.
-
-        Raises:
-            InputError: If there is no such class.
         """
-        if not 0 <= label < self.num_classes:
-            raise InputError(f"class {label} is outside 0 .. {self.num_classes - 1}: ask for a class that exists")
         indices = self._by_class[label]
         return (indices if positions is None else indices[positions]).to(self.images.device)
 
@@ -106,51 +99,35 @@ class RealSet:
 
         Args:
             count: Images per class.
-            generator: Source of the draws, which are made on its device: a host generator gives the same
-                indices wherever the set lives.
+            generator: Source of the draws, made on its device: a host generator gives the same indices wherever the
+                set lives.
 
         Returns:
-            Indices int64 ``[num_classes * count]`` on the set's device: class 0 first, then class 1, ...
+            Indices int64 ``[num_classes * count]`` on the set's device, class by class.
 
         Raises:
             InputError: If ``count`` is below 1 or exceeds the smallest class.
         """
-        counts = self.class_counts
-        smallest = min(counts)
-        if not 1 <= count <= smallest:
-            raise InputError(
-                f"{count} images per class were asked for, but class {counts.index(smallest)}, the smallest, "
-                f"has {smallest}: ask for 1 .. {smallest}"
-            )
+        check_range("number of images per class", count, 1, min(self.class_counts), hint="the smallest class")
         chosen = [
             indices[torch.randperm(len(indices), generator=generator, device=generator.device)[:count].cpu()]
             for indices in self._by_class
         ]
         return torch.cat(chosen).to(self.images.device)
 
-    def subset(self, indices: Tensor) -> "RealSet":
-        """Return a set of its own (copied) with the images at ``indices``, int64 ``[m]``, in that order.
-
-        Raises:
-            InputError: If a class is left without an image.
-        """
-        indices = indices.to(self.images.device)
-        return RealSet(self.images[indices], self.labels[indices], self.num_classes)
-
     def shuffled_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Go through the set once in random order.
 
         Args:
-            batch_size: Images per batch; the last batch holds what is left and is not dropped.
+            batch_size: Images per batch; the last batch holds the remainder.
             generator: Source of the one permutation, drawn on its device when this method is called.
 
         Returns:
-            An iterator of indices, int64 ``[batch_size]`` (the last one shorter), on the set's device.
+            An iterator of indices, int64 ``[batch_size]`` (the last one may be shorter), on the set's device.
 
         Raises:
             InputError: If ``batch_size`` is below 1.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; a batch needs at least 1 image: raise it")
+        check_range("batch_size", batch_size, 1)
         order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.images.device)
         return iter(torch.split(order, batch_size))

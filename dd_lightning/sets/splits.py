@@ -3,21 +3,20 @@
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import step_generator
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) -> tuple[Tensor, Tensor]:
     """Hold out the same share of every class.
 
-    Of a class with ``n`` images, ``fraction * n`` rounded to the nearest whole number (halves up) are held
-    out.
+    Of a class with ``n`` images, ``fraction * n`` are held out, rounded to the nearest whole number (halves up).
 
     Args:
         labels: Class numbers, int64 ``[n]``.
         fraction: Share to hold out, above 0 and below 1.
-        seed: Seed of the choice; class ``c`` draws from ``step_generator(seed, c, stream)``, so the choice
-            within one class does not depend on the other classes.
+        seed: Seed of the choice; class ``c`` draws from ``step_generator(seed, c, stream)``, independently of the other
+            classes.
         stream: What the split is for, such as ``"val split"``.
 
     Returns:
@@ -31,8 +30,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) ->
         >>> len(kept), len(held)
         (3, 3)
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"the held-out fraction is {fraction}; it must lie above 0 and below 1: change it")
+    check_range("the held-out fraction", fraction, 0, 1, exclude_low=True, exclude_high=True)
     labels = labels.cpu()
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):

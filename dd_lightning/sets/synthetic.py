@@ -1,14 +1,17 @@
 """The synthetic set: what is learned."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation, decode, decode_targets
-from dd_lightning.sets.color_spaces import ColorSpace
+from dd_lightning.sets.color_spaces import ColorSpace, color_space_from_tensors, recipe, same_space
 
 LabelKind = Literal["hard", "soft"]
+ImageSpace = Literal["network", "pixels"]
 
 PIXEL_PAD = 0.5
 """Gray that fills a tile where the factor does not divide a stored image of pixels (IDC)."""
@@ -17,17 +20,18 @@ PIXEL_PAD = 0.5
 class SyntheticSet(nn.Module):
     """Learnable images, their labels, and the learning rate of the student that trains on them.
 
-    Stored images are sorted by class, ``ipc`` of each, and unclamped. Networks are trained on the *decoded* set: every
-    stored image cut into tiles that are enlarged (multi-formation), in the color space of the real set. Without
-    multi-formation, and stored in that color space, the stored images are the decoded ones.
+    Stored images are sorted by class, ``ipc`` of each, and unclamped. Networks are trained on the *decoded* set: each
+    stored image is cut into tiles, which are enlarged (multi-formation) and brought to the real set's color space.
+    Without multi-formation, images stored in that space are the decoded ones.
+
+    Its state dict says how to decode it; a ZCA space is described without its matrices, see :meth:`use_space`.
 
     Args:
         images: [C*ipc, ch, H, W].
         targets: Class indices [C*ipc], or label logits [C*ipc, C].
         student_lr: Initial learning rate of the student.
         formation: How a stored image decodes.
-        space: If given, the images are pixels, and this is the color space that they are brought to for networks;
-            if None they live in that space.
+        space: Networks' color space, if the images are stored as pixels; None if they are stored in that space.
     """
 
     targets: Tensor
@@ -50,10 +54,24 @@ class SyntheticSet(nn.Module):
         self.formation = formation
         self.space = space
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "SyntheticSet":
+        """Return the set whose state dict this is."""
+        extra = state["_extra_state"]
+        kind = extra["color_space"]
+        space = None if kind is None else color_space_from_tensors(kind, extra["color_space_tensors"])
+        formation = Formation(extra["factor"], extra["formation"])
+        return cls(state["images"], state["targets"], float(state["student_lr"]), formation, space)
+
     @property
     def label_kind(self) -> LabelKind:
-        """``"soft"`` when the targets are logits."""
+        """``soft`` if the targets are logits."""
         return "soft" if self.targets.is_floating_point() else "hard"
+
+    @property
+    def image_space(self) -> ImageSpace:
+        """How images are stored: as networks see them, or as pixels."""
+        return "network" if self.space is None else "pixels"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,6 +88,57 @@ class SyntheticSet(nn.Module):
     def decoded_targets(self) -> Tensor:
         """Return the labels of :meth:`decoded`, [decoded_size] or [decoded_size, C]."""
         return decode_targets(self.targets, self.formation)
+
+    def use_space(self, space: ColorSpace) -> None:
+        """Decode by the data's own color space instead of one read from a state, if images are stored as pixels.
+
+        Raises:
+            InputError: If it is another space.
+        """
+        self._check_space(space)
+        self.space = None if self.space is None else space
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return how the set is stored and decodes, as plain values and tensors."""
+        return {
+            "images": list(self.images.shape),
+            "labels": self.label_kind,
+            "image_space": self.image_space,
+            "factor": self.formation.factor,
+            "formation": self.formation.kind,
+            "color_space": None if self.space is None else self.space.kind,
+            "color_space_tensors": {} if self.space is None else recipe(self.space),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Check that a state which is being loaded fits this set.
+
+        Raises:
+            InputError: If it is that of a set which is stored or decodes in another way.
+        """
+        ours = self.get_extra_state()
+        for name, value in ours.items():
+            if name != "color_space_tensors" and state[name] != value:
+                raise InputError(
+                    f"{name} is {value!r} in the configuration, but {state[name]!r} in the checkpoint; resume with the "
+                    "configuration that the run was started with"
+                )
+        if self.space is not None:
+            self._check_space(color_space_from_tensors(state["color_space"], state["color_space_tensors"]))
+
+    def _check_space(self, space: ColorSpace) -> None:
+        if self.space is not None and not same_space(self.space, space):
+            raise InputError(
+                f"the set's {self.space.kind} color space and a {space.kind} one differ; use the data that it was "
+                "distilled from"
+            )
+
+    def extra_repr(self) -> str:
+        """Say what it is, for ``repr``."""
+        stored = "as networks see them" if self.space is None else f"as pixels, for {self.space.kind} networks"
+        decoding = f", decoded to {self.decoded_size} ({self.formation.kind}, factor {self.formation.factor})"
+        images = f"{len(self)} images {tuple(self.images.shape[1:])}, {self.label_kind} labels, stored {stored}"
+        return images + decoding * (self.formation.factor > 1)
 
 
 def decode_images(images: Tensor, formation: Formation, space: ColorSpace | None) -> Tensor:

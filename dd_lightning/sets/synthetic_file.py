@@ -1,53 +1,52 @@
-"""A distilled set as one safetensors file that says by itself how to be evaluated."""
+"""A distilled set as one safetensors file that says how to evaluate it."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.formation import Formation, FormationKind, decode_targets
+from dd_lightning.functional.errors import InputError, check_range
+from dd_lightning.functional.formation import Formation, decode_targets
 from dd_lightning.sets.atomic_write import write_atomically
-from dd_lightning.sets.color_spaces import color_space_from_tensors
-from dd_lightning.sets.synthetic import decode_images
+from dd_lightning.sets.color_spaces import ColorSpace, ZCASpace, color_space_from_tensors, recipe
+from dd_lightning.sets.synthetic import ImageSpace, LabelKind, decode_images
 from dd_lightning.version import __version__
 
 FORMAT = "synthetic"
-FORMAT_VERSION = 2
-"""2 has added ``formation`` and ``stored_as``; a file of version 1 has the defaults of both."""
+FORMAT_VERSION = 3
+"""2 added ``formation`` and ``stored_as``. 3 added ``evaluation_lr`` and ``evaluation_recipe``, calls logits ``soft``,
+and describes a whitening by its training data (``fingerprint``, ``val_fraction``, ``split_seed``), not its matrices."""
 METADATA_KEY = "dd_lightning"
+DEFAULT_EVALUATION_LR = 0.01
+"""Learning rate of evaluations where an old file and its configuration have none."""
 
-LabelKind = Literal["hard", "logits"]
-ColorSpaceKind = Literal["pixel", "normalized", "zca"]
 _COLOR_PREFIX = "color_space."
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SyntheticFile:
     """What the file of a distilled set holds.
 
     Args:
-        images: Stored images, float32 ``[num_classes * ipc, channels, height, width]``, in the color space
-            named below, or as pixels to be brought to it.
-        labels: ``[n]`` int64 class indices, or ``[n, num_classes]`` floating-point logits.
-        label_kind: Which of the two the labels are.
-        lr: The learned learning rate of a network trained on the images, None if the objective learns none.
-        color_space: The space that networks see: pixels in [0, 1], normalized per channel, or whitened.
-        color_space_tensors: What leads from there back to pixels, such as ``mean`` and ``std``, or the
-            whitening matrices.
-        factor: Multi-formation factor: each stored image is cut into ``factor ** 2`` tiles, which are enlarged to
-            training images; 1 is no decoding.
-        formation: ``single`` or ``multi``, see :class:`~dd_lightning.functional.formation.Formation`.
-        stored_as: ``network``: the images live in the color space; ``pixels``: they are encoded to it after decoding.
-        ipc: Stored images per class.
-        effective_ipc: Training images per class after decoding.
+        images: Stored images, float32 ``[num_classes * ipc, channels, height, width]``.
+        labels: Class indices, int64 ``[num_classes * ipc]``, or logits, floats ``[num_classes * ipc, num_classes]``.
         num_classes: Number of classes.
+        space: The color space that networks see.
+        stored_as: ``network``: the images live in the color space; ``pixels``: they are encoded to it after decoding.
+        pixels: The images as pixels, if the space leads there by matrices that the file does not hold; else None.
+        formation: How a stored image decodes.
+        lr: The learned learning rate of a network trained on the images; None if the objective learns none.
+        evaluation_lr: The learning rate at which the run evaluated the set, unless its recipe had one.
+        evaluation_recipe: Fields of the run's EvaluationRecipe; empty if it evaluated nothing.
         dataset: Name of the real data.
+        fingerprint: What tells its training data and color space from others; empty if unknown, as in old files.
+        val_fraction: Share of the training data that was held out.
+        split_seed: Seed of that split.
         class_names: Names of the classes, in label order; may be empty.
         objective: Name of the matching objective.
         network: Name of the network it was distilled with.
@@ -56,133 +55,144 @@ class SyntheticFile:
         package_version: Version of dd_lightning that wrote it.
 
     Raises:
-        InputError: If a shape, a type or a count disagrees with the others.
+        InputError: If a shape or a type disagrees with the others.
     """
 
     images: Tensor
     labels: Tensor
-    label_kind: LabelKind
-    lr: float | None
-    color_space: ColorSpaceKind
-    color_space_tensors: dict[str, Tensor]
-    ipc: int
-    effective_ipc: int
     num_classes: int
+    space: ColorSpace
+    stored_as: ImageSpace = "network"
+    pixels: Tensor | None = None
+    formation: Formation = field(default_factory=Formation)
+    lr: float | None
+    evaluation_lr: float
+    evaluation_recipe: dict[str, Any] = field(default_factory=dict)
     dataset: str
-    class_names: list[str]
+    fingerprint: str = ""
+    val_fraction: float = 0.0
+    split_seed: int = 0
+    class_names: list[str] = field(default_factory=list)
     objective: str
     network: str
     step: int
-    factor: int = 1
-    formation: FormationKind = "single"
-    stored_as: Literal["network", "pixels"] = "network"
     config: dict[str, Any] = field(default_factory=dict)
     package_version: str = __version__
 
     def __post_init__(self) -> None:
-        count = self.num_classes * self.ipc
+        check_range("num_classes", self.num_classes, 1)
+        count = self.num_classes * max(self.ipc, 1)
         if self.images.ndim != 4 or len(self.images) != count or self.images.dtype != torch.float32:
             raise InputError(
-                f"synthetic images are {self.images.dtype} {list(self.images.shape)}, {self.num_classes} "
-                "classes at ipc "
-                f"{self.ipc} need torch.float32 [{count}, channels, height, width]; give that many images"
+                f"synthetic images are {self.images.dtype} {list(self.images.shape)}; {self.num_classes} classes need "
+                "torch.float32 [num_classes * ipc, channels, height, width]"
             )
-        if self.label_kind not in get_args(LabelKind):
-            raise InputError(f"label kind is {self.label_kind!r}; use one of {', '.join(get_args(LabelKind))}")
-        if self.color_space not in get_args(ColorSpaceKind):
-            raise InputError(f"color space is {self.color_space!r}; use one of {', '.join(get_args(ColorSpaceKind))}")
         hard = self.label_kind == "hard"
         shape = (count,) if hard else (count, self.num_classes)
-        if self.labels.shape != shape or (
-            self.labels.dtype != torch.int64 if hard else not self.labels.is_floating_point()
-        ):
+        if self.labels.shape != shape or (hard and self.labels.dtype != torch.int64):
             raise InputError(
-                f"{self.label_kind} labels are {self.labels.dtype} {list(self.labels.shape)}, they must be "
-                f"{'int64' if hard else 'floating-point'} {list(shape)}; give one label per image"
+                f"{self.label_kind} labels are {self.labels.dtype} {list(self.labels.shape)}; they must be "
+                f"{'int64' if hard else 'floating-point'} {list(shape)}"
             )
         if self.class_names and len(self.class_names) != self.num_classes:
             raise InputError(
                 f"{len(self.class_names)} class names for {self.num_classes} classes; give one per class or none"
             )
-        effective = self.ipc * Formation(self.factor, self.formation).per_image
-        if self.effective_ipc != effective:
-            raise InputError(
-                f"effective ipc is {self.effective_ipc}, but ipc {self.ipc} with formation factor {self.factor} "
-                f"({self.formation}) decodes to {effective}; give that number"
-            )
-        if self.stored_as not in ("network", "pixels"):
-            raise InputError(f"stored_as is {self.stored_as!r}; use network or pixels")
+        if self.stored_as not in get_args(ImageSpace):
+            raise InputError(f"stored_as is {self.stored_as!r}; use one of {', '.join(get_args(ImageSpace))}")
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """``soft`` if the labels are logits."""
+        return "soft" if self.labels.is_floating_point() else "hard"
+
+    @property
+    def ipc(self) -> int:
+        """Stored images per class."""
+        return len(self.images) // self.num_classes
+
+    @property
+    def effective_ipc(self) -> int:
+        """Training images per class, after decoding."""
+        return self.ipc * self.formation.per_image
 
     def training_set(self) -> tuple[Tensor, Tensor]:
-        """Return what networks are trained on: decoded images [n, ch, H, W] in the color space, and their labels."""
-        formation = Formation(self.factor, self.formation)
-        space = color_space_from_tensors(self.color_space, self.color_space_tensors)
-        images = decode_images(self.images, formation, space if self.stored_as == "pixels" else None)
-        return images, decode_targets(self.labels, formation)
+        """Return what networks are trained on: decoded images [n, ch, H, W] in the color space, and their labels.
+
+        Raises:
+            InputError: If pixels are to be whitened and the file holds no matrices; see
+                :func:`~dd_lightning.datamodules.held_out.evaluation_data`.
+        """
+        images = decode_images(self.images, self.formation, self.space if self.stored_as == "pixels" else None)
+        return images, decode_targets(self.labels, self.formation)
+
+    def stored_pixels(self) -> Tensor:
+        """Return the stored images as pixels, [num_classes * ipc, ch, H, W], not clamped to [0, 1]."""
+        if self.pixels is not None:
+            return self.pixels
+        return self.images if self.stored_as == "pixels" else self.space.decode(self.images)
 
 
-_TEXT_FIELDS = [
-    "label_kind",
-    "lr",
-    "color_space",
-    "factor",
-    "formation",
-    "stored_as",
-    "ipc",
-    "effective_ipc",
-    "num_classes",
-    "dataset",
-    "class_names",
-    "objective",
-    "network",
-    "step",
-    "config",
+_PLAIN = (
+    "label_kind", "ipc", "effective_ipc", "num_classes", "stored_as", "lr", "evaluation_lr", "evaluation_recipe",
+    "dataset", "fingerprint", "val_fraction", "split_seed", "class_names", "objective", "network", "step", "config",
     "package_version",
-]
-_SINCE_VERSION_2 = ("formation", "stored_as")
+)  # fmt: skip
+_DERIVED = ("label_kind", "ipc", "effective_ipc")
+"""Written for other readers; tensors and ``formation`` say the same."""
 
 
-def save_synthetic(path: Path | str, synthetic: SyntheticFile) -> None:
+def save_synthetic(path: Path | str, synthetic: SyntheticFile, embed_matrices: bool = False) -> None:
     """Write a distilled set, atomically. Equal content gives equal bytes.
 
     Args:
         path: Where to; missing directories are made.
         synthetic: What to write. Tensors may be on any device.
+        embed_matrices: Keep the matrices of a ZCA space, 75 MB at 3 x 32 x 32 pixels. Without them the file holds the
+            images as pixels too, and evaluating it takes the training data, on which the matrices are fitted again.
 
     Raises:
         InputError: If the configuration is not made of JSON values, or the place cannot be written.
     """
+    space = synthetic.space
+    if isinstance(space, ZCASpace) and not embed_matrices and synthetic.stored_as == "network":
+        synthetic = replace(synthetic, pixels=synthetic.stored_pixels())
+    values = {name: getattr(synthetic, name) for name in _PLAIN} | {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "color_space": space.kind,
+        "factor": synthetic.formation.factor,
+        "formation": synthetic.formation.kind,
+    }
     try:
-        text = json.dumps(
-            {"format": FORMAT, "format_version": FORMAT_VERSION}
-            | {name: getattr(synthetic, name) for name in _TEXT_FIELDS},
-            sort_keys=True,
-        )
+        text = json.dumps(values, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"cannot write {path}: a value of its configuration is not plain JSON ({error}); give numbers, "
-            "text, lists and "
-            "mappings only"
+            f"cannot write {path}: a value of its configuration is not plain JSON ({error}); give numbers, text, lists "
+            "and mappings only"
         ) from error
     tensors = {"images": synthetic.images, "labels": synthetic.labels}
-    tensors |= {f"{_COLOR_PREFIX}{name}": tensor for name, tensor in synthetic.color_space_tensors.items()}
-    # Cloned: safetensors refuses tensors that share memory, as a mean and a deviation cut from one tensor
-    # would.
+    if synthetic.pixels is not None:
+        tensors["pixels"] = synthetic.pixels
+    colors = space.tensors() if embed_matrices else recipe(space)
+    tensors |= {f"{_COLOR_PREFIX}{name}": tensor for name, tensor in colors.items()}
+    # Cloned: safetensors refuses tensors that share memory, as a mean and a deviation cut from one tensor would.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomically(path, safetensors.torch.save(plain, {METADATA_KEY: text}))
 
 
 def load_synthetic(path: Path | str) -> SyntheticFile:
-    """Read a distilled set.
+    """Read a distilled set, of this or an earlier format version.
 
     Args:
         path: A file that :func:`save_synthetic` wrote.
 
     Returns:
-        Its content, tensors on the host, equal to what was saved to the last bit.
+        Its content, tensors on the host, equal to what was saved to the last bit. Its space is a
+        :class:`~dd_lightning.sets.color_spaces.ZCARecipe` if it is whitened and holds no matrices.
 
     Raises:
-        InputError: If there is no such file, if it is damaged or foreign, or if a newer version wrote it.
+        InputError: If there is no such file, it is damaged or foreign, or a newer version wrote it.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -194,26 +204,40 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
         raise InputError(
             f"cannot read {path}: it is damaged or not a safetensors file; copy it again or distil it again"
         ) from error
-    foreign = f"cannot read {path}: it is not a synthetic set of dd_lightning; give a file that `fit` wrote"
     try:
         values = json.loads(metadata[METADATA_KEY])
-        kind, version = values["format"], values["format_version"]
+        if values["format"] != FORMAT:
+            raise ValueError(values["format"])
+        version = int(values["format_version"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(foreign) from error
-    if kind != FORMAT:
-        raise InputError(foreign)
+        raise InputError(
+            f"cannot read {path}: it is not a synthetic set of dd_lightning; give a file that `fit` wrote"
+        ) from error
     if version > FORMAT_VERSION:
         raise InputError(
-            f"{path} has synthetic-set format {version}, this dd_lightning {__version__} reads up to "
-            f"{FORMAT_VERSION}; "
+            f"{path} has synthetic-set format {version}, this dd_lightning {__version__} reads up to {FORMAT_VERSION}; "
             "upgrade dd_lightning"
         )
     try:
+        if version < 3:
+            values = _upgraded(values)
+        colors = {name.removeprefix(_COLOR_PREFIX): t for name, t in tensors.items() if name.startswith(_COLOR_PREFIX)}
         return SyntheticFile(
-            images=tensors.pop("images"),
-            labels=tensors.pop("labels"),
-            color_space_tensors={name.removeprefix(_COLOR_PREFIX): tensor for name, tensor in tensors.items()},
-            **{name: values[name] for name in _TEXT_FIELDS if version > 1 or name not in _SINCE_VERSION_2},
+            images=tensors["images"],
+            labels=tensors["labels"],
+            pixels=tensors.get("pixels"),
+            space=color_space_from_tensors(values["color_space"], colors),
+            formation=Formation(values["factor"], values["formation"]),
+            **{name: values[name] for name in _PLAIN if name not in _DERIVED},
         )
     except KeyError as error:
         raise InputError(f"cannot read {path}: it lacks {error}; copy it again or distil it again") from error
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata of format version 1 or 2 as those of version 3."""
+    lr = values["lr"]
+    if lr is None:
+        lr = values["config"].get("model", {}).get("student_lr", DEFAULT_EVALUATION_LR)
+    defaults = {"formation": "single", "stored_as": "network", "fingerprint": "", "val_fraction": 0.0, "split_seed": 0}
+    return defaults | {"evaluation_lr": lr, "evaluation_recipe": {}} | values

@@ -7,79 +7,55 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
-from dd_lightning.execution.compile import Compile, compiles
-from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
-from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
+from dd_lightning.execution.options import Execution
+from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.real import RealSet
 from dd_lightning.training.parallel_networks import (
-    Network,
+    ParallelTraining,
+    Passes,
+    Stack,
     batching_pays,
-    compiled_or_plain,
+    check_batches,
     images_per_pass,
-    parallel_gradients,
-    parallel_logits,
+    piece_of,
 )
+from dd_lightning.training.recipes import TrainingRecipe
 
 TEST_BATCH = 512
 """The most held-out images of a forward pass: on a host fewer, if so many do not fit the processor's cache."""
 
 
-@dataclass(frozen=True)
-class EvaluationRecipe:
-    """How a fresh network is trained on a synthetic set: SGD on the cross-entropy.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe(TrainingRecipe):
+    """How a fresh network is trained on a synthetic set.
 
     The defaults are those of the MTT reference, which are also the recipe ``mtt``.
 
     Args:
-        epochs: Passes over the synthetic set. (The MTT reference's loop makes 1,001 of its nominal 1,000.)
-        batch_size: Images per step.
         lr: Learning rate; None takes the one learned with the set.
-        momentum: SGD momentum.
-        weight_decay: SGD weight decay.
+        epochs: Passes over the synthetic set. (The MTT reference's loop makes 1,001 of its nominal 1,000.)
         milestones: Fractions of ``epochs`` after which the learning rate is multiplied by ``gamma``; rounded down to
             whole epochs, and without effect where that is 0.
         gamma: Learning-rate factor at a milestone.
         reset_momentum: Start each stretch with empty momentum, as the MTT reference does by re-creating SGD.
-        augmentation: DSA strategy.
-        policy: How much of the strategy each batch gets: ``dsa``, one operation; ``idc``, nearly all of it
-            (:class:`~dd_lightning.functional.policies.AugmentationPolicy`). The parameters are drawn per image.
-        cutmix: Probability that a batch is mixed by CutMix, after its augmentation.
         validations: How often the networks are tested, evenly spaced over the epochs, the last time after the last
             epoch. Only the last is the result; the others are for the best of them, which is reported apart.
-
-    Raises:
-        InputError: If a number is out of range, or the strategy or the policy does not exist.
     """
 
-    epochs: int = 1000
-    batch_size: int = 256
     lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    epochs: int = 1000
     milestones: tuple[float, ...] = (0.5,)
     gamma: float = 0.1
     reset_momentum: bool = True
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
-    policy: PolicyName = "dsa"
-    cutmix: float = 0.0
     validations: int = 1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise InputError(
-                f"the evaluation recipe has epochs {self.epochs} and batch_size {self.batch_size}; both must be >= 1"
-            )
-        if not 0 <= self.cutmix <= 1 or self.validations < 1:
-            raise InputError(
-                f"the evaluation recipe has cutmix {self.cutmix} and validations {self.validations}; cutmix must be "
-                "from 0 to 1 and validations >= 1"
-            )
-        AugmentationPolicy(self.augmentation, self.policy)  # refuses what does not exist
+        super().__post_init__()
+        check_range("recipe.epochs", self.epochs, low=1)
+        check_range("recipe.validations", self.validations, low=1)
 
     @property
     def validation_epochs(self) -> tuple[int, ...]:
@@ -186,135 +162,183 @@ def train_fresh_networks(
     recipe: EvaluationRecipe,
     num_networks: int,
     seed: int,
-    on_epoch: Callable[[int], None] | None = None,
-    on_validation: Callable[[Tensor], None] | None = None,
-    computed: Network | None = None,
-) -> Tensor:
-    """Train several networks from scratch at once and return their parameters, [K, P].
+    on_epoch: Callable[[int], None] = lambda _: None,
+    on_validation: Callable[[ParallelTraining], None] = lambda _: None,
+    passes: Passes | None = None,
+) -> ParallelTraining:
+    """Train several networks from scratch, side by side.
 
     Every network has its own initialization, batch order, augmentation and CutMix draws, which depend on ``seed`` and
     its number alone.
 
     Args:
-        images: [n, ch, H, W]; read only.
-        targets: Labels [n] or label logits [n, C].
+        images: ``[n, ch, H, W]``; read only.
+        targets: Labels ``[n]`` or label logits ``[n, C]``.
         lr: Initial learning rate.
         network: The architecture.
         recipe: The protocol.
         num_networks: K.
-        seed: Seed of everything that is drawn.
+        seed: Seed of all draws.
         on_epoch: Called with the number of epochs done after each one.
-        on_validation: Called with the parameters, [K, P], after each of the recipe's ``validation_epochs``; training
-            goes on in the same memory.
-        computed: What is differentiated in place of ``network``, such as :func:`compiled_for_evaluation` gives.
+        on_validation: Called after each of the recipe's ``validation_epochs``; training goes on in the same memory.
+        passes: How the gradients are computed, such as :func:`evaluation_passes` gives.
+
+    Returns:
+        The trained networks.
 
     Raises:
         InputError: If ``lr`` is not a positive number.
     """
-    if not 0 < lr < float("inf"):
+    if not 0 < lr < math.inf:
         raise InputError(
             f"the evaluation's learning rate is {lr:g}, but SGD needs a positive one: the learned rate has diverged; "
             "set model.student_lr_floor, lower model.student_lr_lr, or give the evaluation recipe its own lr"
         )
-    images, targets = images.detach(), targets.detach()
-    size, height, width = len(images), *images.shape[-2:]
-    batch_size = min(recipe.batch_size, size)
-    vectorized = network.vmappable and batching_pays(images.device.type, batch_size * height * width)
-    policy = AugmentationPolicy(recipe.augmentation, recipe.policy)
+    check_batches(network, len(images), recipe.batch_size)
+    images, targets = images.detach(), recipe.targets(targets.detach(), network.num_classes, images.dtype)
+    numbers = range(num_networks)
     orders, augments, mixes = (
-        [step_generator(seed, k, f"evaluation/{stream}") for k in range(num_networks)]
-        for stream in ("order", "augment", "cutmix")
+        [step_generator(seed, k, f"evaluation/{stream}") for k in numbers] for stream in ("order", "augment", "cutmix")
     )
-    if recipe.cutmix > 0:  # at any step some networks may mix and others not: labels of one shape for all
-        targets = label_logits(targets, network.num_classes, images.dtype)
-    thetas = torch.stack([network.initial(_initial_seed(seed, k)) for k in range(num_networks)]).to(images)
+    # not the experts' seeds
+    seeds = [step_generator(seed, k, "evaluation/initial").initial_seed() for k in numbers]
+    passes = passes or evaluation_passes(network, images, recipe)
+    training = ParallelTraining(passes, [network.initial(each).to(images) for each in seeds], lr, recipe)
     milestones = [int(fraction * recipe.epochs) for fraction in recipe.milestones]
-
-    def training_batch(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        shape = (len(rows), (height, width))
-        batch, labels = augment_in_turn(images[rows], policy.draw(augments[number], *shape)), targets[rows]
-        if recipe.cutmix > 0 and (mix := draw_cutmix(mixes[number], *shape, recipe.cutmix)) is not None:
-            batch, labels = cutmix(batch, labels, mix, network.num_classes)
-        return batch, labels
-
-    def optimizer() -> torch.optim.SGD:
-        return torch.optim.SGD([thetas], lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-
-    sgd = optimizer()
     for epoch in range(recipe.epochs):
         if epoch in milestones and epoch > 0:
             lr *= recipe.gamma ** milestones.count(epoch)  # with few epochs, two may coincide
-            if recipe.reset_momentum:
-                sgd = optimizer()
-            else:
-                sgd.param_groups[0]["lr"] = lr
-        order = torch.stack([torch.randperm(size, generator=g) for g in orders]).to(images.device)
-        for indices in order.split(batch_size, dim=1):
-            batches = [training_batch(rows, number) for number, rows in enumerate(indices)]
-            batch, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
-            thetas.grad, _ = parallel_gradients(computed or network, thetas, batch, labels, vectorized)
-            sgd.step()
-        if on_validation is not None and epoch + 1 in recipe.validation_epochs:
-            on_validation(thetas.detach())
-        if on_epoch is not None:
-            on_epoch(epoch + 1)
-    return thetas.detach()
+            training.set_lr(lr, recipe.reset_momentum)
+        order = torch.stack([torch.randperm(len(images), generator=g) for g in orders]).to(images.device)
+        for indices in order.split(recipe.batch_size, dim=1):
+            batches = [
+                recipe.augment(images[rows], targets[rows], network.num_classes, augments[k], mixes[k])
+                for k, rows in enumerate(indices)
+            ]
+            training.step(*zip(*batches, strict=True))
+        if epoch + 1 in recipe.validation_epochs:
+            on_validation(training)
+        on_epoch(epoch + 1)
+    return training
 
 
-def compiled_for_evaluation(
-    images: Tensor,
-    targets: Tensor,
+def evaluation_passes(
     network: FunctionalNetwork,
+    images: Tensor,
     recipe: EvaluationRecipe,
-    counts: Sequence[int],
-    choice: Compile,
-    evaluations: int,
-    option: str,
-) -> Network:
-    """Return the network with compiled gradients for all evaluations of a run, if that was asked for or repays itself.
-
-    The rounding is then another one. Test passes are not compiled.
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
+) -> Passes:
+    """Return how the gradients of fresh networks are computed on a synthetic set, not compiled.
 
     Args:
-        images: A synthetic set of the size that will be evaluated, [n, ch, H, W]; read only.
-        targets: Its labels [n] or label logits [n, C].
         network: The architecture.
+        images: The set, ``[n, ch, H, W]``.
         recipe: The protocol.
-        counts: How many networks an evaluation may train.
-        choice: Whether to compile; see :func:`compiles`. Steps are those of one evaluation, in
-            which all networks take theirs together, times ``evaluations``.
-        evaluations: How many there will be in the whole run.
-        option: Name of the option, for messages.
+        execution: ``micro_batch`` and ``precision`` are used.
 
     Raises:
-        InputError: If the choice is ``on``, and the network cannot be compiled.
+        InputError: If ``micro_batch`` cuts the batches of a network with batch norm.
     """
-    steps = evaluations * recipe.epochs * -(-len(images) // min(recipe.batch_size, len(images)))
-    if not compiles(choice, images.device, steps):
-        return network
-    short = replace(recipe, epochs=1)
+    device, batch = images.device.type, min(recipe.batch_size, len(images))
+    # Where nothing is asked for, TF32 is as torch has it: so are the evaluations of the field.
+    precision = None if execution.precision == "float32" else execution.precision
+    return Passes(
+        network,
+        precision=precision,
+        vectorized=network.vmappable and batching_pays(device, batch * images.shape[-2] * images.shape[-1]),
+        piece=piece_of(network, execution.micro_batch, batch, device, execution.precision),
+        running_statistics=True,
+    )
 
-    def warm_up(computed: Network) -> None:
-        for count in counts:
-            train_fresh_networks(images, targets, 0.01, network, short, count, seed=0, computed=computed)
 
-    return compiled_or_plain(network, warm_up, choice, f"the evaluation of {network.name}", option)
+def accuracies_of(
+    thetas: Stack, network: FunctionalNetwork, held_out: RealSet, statistics: Stack | None = None
+) -> tuple[float, ...]:
+    """Return the top-1 accuracy in [0, 1] of each network on held-out data.
+
+    Args:
+        thetas: Weights, ``[K, P]``.
+        network: The architecture.
+        held_out: What they are tested on.
+        statistics: Running statistics of batch norms, ``[K, S]``.
+    """
+    device, (_, height, width) = held_out.images.device.type, held_out.image_shape
+    vectorized = network.vmappable and batching_pays(device, TEST_BATCH * height * width)
+    size = images_per_pass(network, TEST_BATCH, forward=True) if device == "cpu" else TEST_BATCH
+    passes = Passes(network, vectorized=vectorized)
+    return tuple(passes.accuracies(thetas, held_out, size, statistics))
 
 
-def accuracies_of(thetas: Tensor, network: FunctionalNetwork, held_out: RealSet) -> tuple[float, ...]:
-    """Return the top-1 accuracy in [0, 1] of each of the networks ``thetas`` [K, P] on held-out data."""
-    device = held_out.images.device
-    metrics = [MulticlassAccuracy(held_out.num_classes, average="micro").to(device) for _ in thetas]
-    pixels = TEST_BATCH * held_out.image_shape[-2] * held_out.image_shape[-1]
-    vectorized = network.vmappable and batching_pays(device.type, pixels)
-    size = TEST_BATCH
-    if device.type == "cpu" and not network.uses_batch_statistics:
-        size = images_per_pass(network, network.num_parameters, held_out.image_shape, TEST_BATCH, forward=True)
-    for images, labels in zip(held_out.images.split(size), held_out.labels.split(size), strict=True):
-        logits = parallel_logits(network, thetas, images, vectorized)
-        for metric, output in zip(metrics, logits, strict=True):
-            metric.update(output, labels)
-    return tuple(float(metric.compute()) for metric in metrics)
+class Evaluation:
+    """Trains fresh networks of one architecture on synthetic sets, and tests them on held-out data.
+
+    Args:
+        network: The architecture.
+        held_out: What the networks are tested on.
+        recipe: The protocol.
+        execution: How the networks are computed. Test passes are not compiled.
+        evaluations: How many there will be in the whole run: ``compile: auto`` compiles only what repays itself.
+        counts: How many networks one may train: all these are compiled for at the first one.
+    """
+
+    def __init__(
+        self,
+        network: FunctionalNetwork,
+        held_out: RealSet,
+        recipe: EvaluationRecipe = RECIPES["mtt"],
+        execution: Execution = Execution(),  # noqa: B008  (frozen)
+        evaluations: int = 1,
+        counts: Sequence[int] = (),
+    ) -> None:
+        self.network = network
+        self.recipe = recipe
+        self._held_out = held_out
+        self._execution = execution
+        self._evaluations = evaluations
+        self._counts = counts
+        self._passes: dict[int, Passes] = {}
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        student_lr: float,
+        num_networks: int = 5,
+        seed: int = 0,
+        on_epoch: Callable[[int], None] = lambda _: None,
+    ) -> EvaluationResult:
+        """Do what :func:`evaluate_synthetic_set` does."""
+        started, recipe = time.perf_counter(), self.recipe
+        if len(images) not in self._passes:
+            self._passes[len(images)] = self._prepare(images, targets, num_networks)
+        validations: list[tuple[float, ...]] = []
+
+        def on_validation(training: ParallelTraining) -> None:
+            validations.append(accuracies_of(training.thetas, self.network, self._held_out, training.statistics))
+
+        lr = student_lr if recipe.lr is None else recipe.lr
+        train_fresh_networks(
+            images,
+            targets,
+            lr,
+            self.network,
+            recipe,
+            num_networks,
+            seed,
+            on_epoch,
+            on_validation,
+            self._passes[len(images)],
+        )
+        return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
+
+    def _prepare(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
+        network, recipe = self.network, self.recipe
+        passes = evaluation_passes(network, images, recipe, self._execution)
+        targets = recipe.targets(targets.detach(), network.num_classes, images.dtype)
+        calls = self._evaluations * recipe.epochs * -(-len(images) // recipe.batch_size)
+        counts, what = {num_networks, *self._counts}, f"the evaluation of {network.name}"
+        passes.compile(self._execution.compile, calls, images.detach(), targets, recipe.batch_size, counts, what)
+        return passes
 
 
 def evaluate_synthetic_set(
@@ -326,8 +350,7 @@ def evaluate_synthetic_set(
     recipe: EvaluationRecipe = RECIPES["mtt"],
     num_networks: int = 5,
     seed: int = 0,
-    on_epoch: Callable[[int], None] | None = None,
-    computed: Network | None = None,
+    on_epoch: Callable[[int], None] = lambda _: None,
 ) -> EvaluationResult:
     """Train ``num_networks`` fresh networks on a synthetic set and test each one on held-out data.
 
@@ -335,31 +358,17 @@ def evaluate_synthetic_set(
     touched: neither the arguments nor any global random state.
 
     Args:
-        images: [n, ch, H, W], in the color space of ``held_out``.
-        targets: Labels [n] or label logits [n, C].
+        images: ``[n, ch, H, W]``, in the color space of ``held_out``.
+        targets: Labels ``[n]`` or label logits ``[n, C]``.
         student_lr: The learning rate that belongs to the set, used unless the recipe has its own.
         held_out: What the networks are tested on.
         network: The architecture.
         recipe: The protocol.
         num_networks: 5 in the literature.
-        seed: Seed of initializations, orders, augmentations and CutMix.
+        seed: Seed of all draws.
         on_epoch: Called with the number of epochs done after each one.
-        computed: What is differentiated in place of ``network``, such as :func:`compiled_for_evaluation` gives.
 
     Raises:
         InputError: If the learning rate is not positive.
     """
-    started = time.perf_counter()
-    lr = student_lr if recipe.lr is None else recipe.lr
-    validations: list[tuple[float, ...]] = []
-
-    def on_validation(thetas: Tensor) -> None:
-        validations.append(accuracies_of(thetas, network, held_out))
-
-    train_fresh_networks(images, targets, lr, network, recipe, num_networks, seed, on_epoch, on_validation, computed)
-    return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
-
-
-def _initial_seed(seed: int, network: int) -> int:
-    """Return the seed of one network's initialization, unrelated to the seeds of experts."""
-    return step_generator(seed, network, "evaluation/initial").initial_seed()
+    return Evaluation(network, held_out, recipe)(images, targets, student_lr, num_networks, seed, on_epoch)

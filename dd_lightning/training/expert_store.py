@@ -3,18 +3,18 @@
 A file ``expert_00007.safetensors`` holds
 
 * ``trajectory``, float32 ``[epochs + 1, P]``: the flat weights before training and after each epoch;
-* ``momentum``, float32 ``[P]``, only when the recipe has momentum: what SGD carries on from the last row;
-* one metadata entry, ``dd_lightning``, JSON text: what the expert is (network, data, recipe) and how well it
-  did.
+* ``momentum``, float32 ``[P]``, if the recipe has momentum: what SGD carries on from the last row;
+* ``statistics``, float32 ``[S]``, if the network has batch norm: its running statistics at the last row;
+* one metadata entry, ``dd_lightning``, JSON text: what the expert is (network, data, recipe) and its accuracies.
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dd_lightning.functional.errors import InputError
+from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.atomic_write import write_all_atomically
 from dd_lightning.training.recipes import ExpertRecipe
 from dd_lightning.version import __version__
@@ -30,22 +31,6 @@ FORMAT = "expert"
 FORMAT_VERSION = 1
 METADATA_KEY = "dd_lightning"
 _FILE_NAME = re.compile(r"expert_(\d{5,})\.safetensors")
-
-
-class DescribedNetwork(Protocol):
-    """What an identity takes from a network."""
-
-    @property
-    def name(self) -> str:
-        """Name of the architecture."""
-
-    @property
-    def parameter_names(self) -> Sequence[str]:
-        """Names of the parameters, in flat order."""
-
-    @property
-    def parameter_shapes(self) -> Sequence[Sequence[int]]:
-        """Shapes of the parameters, in flat order."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +55,21 @@ class ExpertIdentity:
 
     @classmethod
     def of(
-        cls, network: DescribedNetwork, recipe: ExpertRecipe, epochs: int, *, fingerprint: str, dataset: str
+        cls, network: FunctionalNetwork, recipe: ExpertRecipe, epochs: int, *, fingerprint: str, dataset: str
     ) -> "ExpertIdentity":
         """Describe the experts that a network, a recipe and real data make.
 
         Args:
             network: The architecture.
             recipe: Training settings.
-            epochs: How many epochs each trajectory is to have; it matters only with ``lr_decay``.
+            epochs: How many epochs each trajectory shall have; it matters only with ``lr_decay``.
             fingerprint: Fingerprint of the real data.
             dataset: Name of the real data.
         """
         return cls(
             network=network.name,
-            parameter_names=list(network.parameter_names),
-            parameter_shapes=[list(shape) for shape in network.parameter_shapes],
+            parameter_names=network.parameter_names,
+            parameter_shapes=network.parameter_shapes,
             fingerprint=fingerprint,
             dataset=dataset,
             recipe=recipe.describe(epochs),
@@ -110,6 +95,23 @@ class ExpertAccuracies:
 
 
 @dataclass(frozen=True)
+class ExpertState:
+    """How far an expert is.
+
+    Args:
+        trajectory: Weights before training and after each epoch, ``[epochs + 1, P]``.
+        momentum: What SGD carries on from the last row, ``[P]``, or None.
+        statistics: Running statistics of batch norms at the last row, ``[S]``, or None.
+        accuracies: Accuracies after each epoch.
+    """
+
+    trajectory: Tensor
+    momentum: Tensor | None = None
+    statistics: Tensor | None = None
+    accuracies: ExpertAccuracies = field(default_factory=ExpertAccuracies)
+
+
+@dataclass(frozen=True)
 class ExpertMetadata:
     """What a file says about its expert.
 
@@ -131,14 +133,14 @@ class ExpertMetadata:
 class ExpertStore:
     """Directory of expert trajectories.
 
-    A directory that does not exist is an empty store; it is made by the first write. Nothing is held open or
-    cached, so a store may be read while another process adds to it.
+    A directory that does not exist is an empty store; the first write makes it. Nothing is held open or cached, so a
+    store may be read while another process adds to it.
 
     Args:
         path: The directory.
 
     Raises:
-        InputError: If ``path`` is empty, or exists and is not a directory.
+        InputError: If ``path`` is empty or a file; in all methods that read, if a file is missing, damaged or foreign.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -160,11 +162,7 @@ class ExpertStore:
         return sorted(int(match[1]) for match in matches if match)
 
     def epochs(self, id: int) -> int:
-        """Return how many epochs of training expert ``id`` has: one less than the rows of its trajectory.
-
-        Raises:
-            InputError: If the file is missing, damaged or foreign.
-        """
+        """Return how many epochs of training expert ``id`` has: one less than the rows of its trajectory."""
         with self._opened(id) as file:
             rows: int = file.get_slice("trajectory").get_shape()[0]
             return rows - 1
@@ -180,7 +178,7 @@ class ExpertStore:
             A tensor of shape ``[len(epochs), P]``, float32, on the host, that shares memory with nothing.
 
         Raises:
-            InputError: If an epoch is not stored, or the file is missing, damaged or foreign.
+            InputError: If an epoch is not stored.
         """
         with self._opened(id) as file:
             part = file.get_slice("trajectory")
@@ -188,8 +186,7 @@ class ExpertStore:
             for epoch in epochs:
                 if not 0 <= epoch < count:
                     raise InputError(
-                        f"epoch {epoch} of expert {id} was asked for, {self.file(id)} holds epochs 0 to "
-                        f"{count - 1}; "
+                        f"epoch {epoch} of expert {id} was asked for, {self.file(id)} holds epochs 0 to {count - 1}; "
                         f"train the experts for at least {epoch} epochs or ask for an earlier one"
                     )
             result = torch.empty(len(epochs), width)
@@ -197,24 +194,8 @@ class ExpertStore:
                 result[row] = part[epoch : epoch + 1][0]
             return result
 
-    def momentum(self, id: int) -> Tensor | None:
-        """Return the momentum ``[P]`` at the last row of expert ``id``, or None if its recipe has none.
-
-        Raises:
-            InputError: If the file is missing, damaged or foreign.
-        """
-        with self._opened(id) as file:
-            if "momentum" not in file.keys():  # noqa: SIM118 - the handle is not a mapping
-                return None
-            tensor: Tensor = file.get_tensor("momentum")
-            return tensor.clone()
-
     def metadata(self, id: int) -> ExpertMetadata:
-        """Return what the file of expert ``id`` says about it.
-
-        Raises:
-            InputError: If the file is missing, damaged or foreign.
-        """
+        """Return what the file of expert ``id`` says about it."""
         with self._opened(id) as file:
             values = json.loads(file.metadata()[METADATA_KEY])
         try:
@@ -228,6 +209,14 @@ class ExpertStore:
         except (KeyError, TypeError) as error:
             raise self._unreadable(id, f"its metadata lack or mistake {error}") from error
 
+    def read(self, id: int) -> ExpertState:
+        """Return all that continuing expert ``id`` needs, on the host, sharing memory with nothing."""
+        with self._opened(id) as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+        return ExpertState(
+            tensors["trajectory"], tensors.get("momentum"), tensors.get("statistics"), self.metadata(id).accuracies
+        )
+
     def check(self, identity: ExpertIdentity) -> None:
         """Compare every stored expert with what is wanted.
 
@@ -235,8 +224,7 @@ class ExpertStore:
             identity: The wanted network, data and recipe.
 
         Raises:
-            InputError: If a file differs, naming the file, the first field that differs and both values; or
-                if a file is damaged or foreign.
+            InputError: If a file differs, naming the file, the first field that differs and both values.
         """
         wanted = identity.plain()
         for id in self.ids():
@@ -250,44 +238,20 @@ class ExpertStore:
                         "give this run another expert path, or the setting of the stored experts"
                     )
 
-    def write(
-        self,
-        id: int,
-        trajectory: Tensor,
-        momentum: Tensor | None,
-        accuracies: ExpertAccuracies,
-        identity: ExpertIdentity,
-        seed: int,
-    ) -> None:
-        """Write the file of one expert, atomically; an older file of the same id is replaced.
+    def write(self, experts: Mapping[int, ExpertState], identity: ExpertIdentity, seed: int) -> None:
+        """Write the files of some experts, each atomically and nearly at once: a kill hardly ever parts them.
 
-        Equal arguments give equal bytes.
+        Older files of the same ids are replaced. Equal arguments give equal bytes.
 
         Args:
-            id: The expert.
-            trajectory: Weights before training and after each epoch, ``[epochs + 1, P]``.
-            momentum: What SGD carries on from the last row, ``[P]``, or None.
-            accuracies: Accuracies after each epoch.
+            experts: By id; they are serialized one by one.
             identity: Network, data and recipe.
             seed: Seed of the recipe.
 
         Raises:
-            InputError: If the shapes disagree with the identity, or the place cannot be written.
+            InputError: If shapes disagree with the identity, or the place cannot be written.
         """
-        self.write_all([(id, trajectory, momentum, accuracies, identity, seed)])
-
-    def write_all(
-        self, experts: Iterable[tuple[int, Tensor, Tensor | None, ExpertAccuracies, ExpertIdentity, int]]
-    ) -> None:
-        """Write the files of several experts, nearly at once: a kill hardly ever leaves some of them older.
-
-        Args:
-            experts: Tuples of the arguments of :meth:`write`; they are serialized one by one.
-
-        Raises:
-            InputError: As for :meth:`write`.
-        """
-        write_all_atomically((self.file(expert[0]), _serialized(*expert[1:])) for expert in experts)
+        write_all_atomically((self.file(id), _serialized(expert, identity, seed)) for id, expert in experts.items())
 
     @contextmanager
     def _opened(self, id: int) -> Iterator[Any]:
@@ -313,8 +277,7 @@ class ExpertStore:
             if version > FORMAT_VERSION:
                 raise InputError(
                     f"{path} has expert format {version}, this dd_lightning {__version__} reads up to "
-                    f"{FORMAT_VERSION}; "
-                    "upgrade dd_lightning or choose another expert path"
+                    f"{FORMAT_VERSION}; upgrade dd_lightning or choose another expert path"
                 )
             yield file
 
@@ -322,29 +285,14 @@ class ExpertStore:
         return InputError(f"cannot read expert {self.file(id)}: {why}; delete it, and it will be trained again")
 
 
-def _serialized(
-    trajectory: Tensor,
-    momentum: Tensor | None,
-    accuracies: ExpertAccuracies,
-    identity: ExpertIdentity,
-    seed: int,
-) -> bytes:
+def _serialized(expert: ExpertState, identity: ExpertIdentity, seed: int) -> bytes:
     width = sum(torch.Size(shape).numel() for shape in identity.parameter_shapes)
-    if trajectory.ndim != 2 or len(trajectory) < 1 or trajectory.shape[1] != width:
-        raise InputError(
-            f"trajectory has shape {list(trajectory.shape)}, network {identity.network} needs [epochs + "
-            f"1, {width}]; "
-            "give one row of flat weights per snapshot"
-        )
-    if momentum is not None and momentum.shape != (width,):
-        raise InputError(
-            f"momentum has shape {list(momentum.shape)}, network {identity.network} needs [{width}]; "
-            "give one flat vector"
-        )
-    tensors = {"trajectory": trajectory}
-    if momentum is not None:
-        tensors["momentum"] = momentum
-    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    for name, tensor, axes in (("trajectory", expert.trajectory, 2), ("momentum", expert.momentum, 1)):
+        if tensor is not None and (tensor.ndim != axes or tensor.shape[-1] != width):
+            raise InputError(
+                f"{name} has shape {list(tensor.shape)}, but network {identity.network} has {width} parameters; give "
+                "flat vectors of them"
+            )
     text = json.dumps(
         {
             "format": FORMAT,
@@ -352,13 +300,18 @@ def _serialized(
             "package_version": __version__,
             "identity": identity.plain(),
             "seed": seed,
-            "accuracies": asdict(accuracies),
+            "accuracies": asdict(expert.accuracies),
         },
         sort_keys=True,
     )
-    # One entry only: the order of several in the header is not fixed, and equal content should be equal
-    # bytes.
-    return bytes(safetensors.torch.save(tensors, {METADATA_KEY: text}))
+    # One entry only: the order of several in the header is not fixed, and equal content should be equal bytes.
+    named = {"trajectory": expert.trajectory, "momentum": expert.momentum, "statistics": expert.statistics}
+    on_host = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in named.items()
+        if tensor is not None
+    }
+    return bytes(safetensors.torch.save(on_host, {METADATA_KEY: text}))
 
 
 def _first_difference(name: str, stored: object, wanted: object) -> tuple[str, str, str] | None:

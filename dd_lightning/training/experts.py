@@ -1,44 +1,26 @@
-"""Training experts on the real data with Lightning, several at once, straight into an expert store."""
+"""Training experts on the real data, several at once, straight into an expert store."""
 
-import logging
-import random
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import cast
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from dd_lightning.execution.compile import compiles
 from dd_lightning.execution.memory import explain_oom
-from dd_lightning.execution.precision import in_precision, tensor_float
-from dd_lightning.functional.augment import DSA, augment
-from dd_lightning.functional.errors import InputError
+from dd_lightning.execution.options import Execution
+from dd_lightning.functional.errors import DivergenceError, InputError, check_range
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.real import RealSet
-from dd_lightning.training.expert_store import ExpertAccuracies, ExpertIdentity, ExpertStore
-from dd_lightning.training.parallel_networks import (
-    Network,
-    batching_pays,
-    compiled_or_plain,
-    images_per_pass,
-    parallel_gradients,
-    parallel_logits,
-)
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertState, ExpertStore
+from dd_lightning.training.parallel_networks import ParallelTraining, Passes, batching_pays, check_batches, piece_of
 from dd_lightning.training.progress import epoch_bar
 from dd_lightning.training.recipes import ExpertRecipe
 
-_OLD_LEAF_CHECK = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
+FLUSH_SECONDS = 60.0
+"""Files are written at the first end of an epoch this long after they were last written, and at the end."""
+
 _MOST_ON_HOST = 16
 _MOST_ON_ACCELERATOR = 10
 _BYTES_PER_PIXEL = 6 * 1024  # twice what ConvNet-3 of width 128 keeps per input pixel for one backward pass
@@ -51,12 +33,12 @@ def experts_together(device_type: str, vmappable: bool, pixels: int, memory: int
         device_type: ``torch.device.type``.
         vmappable: Whether the network allows ``torch.func.vmap`` over its weights.
         pixels: Batch size times height times width, for one expert.
-        memory: Bytes that the accelerator has in all, if known. (What is free changes from run to run, and
-            with it would the size of the groups and so the rounding.)
+        memory: Bytes of the whole accelerator, if known. (What is free changes from run to run, and with it would the
+            size of the groups and so the rounding.)
 
     Returns:
-        1 where one batched pass does not pay; else up to 16 on a host and up to 10 on an accelerator, as far
-        as the memory goes.
+        1 where one batched pass does not pay; else up to 16 on a CPU and up to 10 on an accelerator, as far as the
+        memory goes.
 
     Example:
         >>> experts_together("cpu", True, 64 * 8 * 8), experts_together("cpu", True, 256 * 32 * 32)
@@ -73,283 +55,6 @@ def experts_together(device_type: str, vmappable: bool, pixels: int, memory: int
     return max(1, min(_MOST_ON_ACCELERATOR, memory // (2 * pixels * _BYTES_PER_PIXEL)))
 
 
-def micro_batch_of(network: FunctionalNetwork, recipe: ExpertRecipe, device_type: str, batch: int) -> int:
-    """Return how many images of a batch pass through an expert at once.
-
-    Args:
-        network: The architecture.
-        recipe: Training settings.
-        device_type: ``torch.device.type``.
-        batch: Images of the longest batch.
-
-    Raises:
-        InputError: If batches are to be cut, and the network has batch norm.
-    """
-    if recipe.micro_batch is None or (recipe.micro_batch != "auto" and recipe.micro_batch >= batch):
-        return batch
-    if recipe.micro_batch != "auto":
-        if network.uses_batch_statistics:
-            raise InputError(
-                f"the recipe's micro_batch is {recipe.micro_batch}, but network {network.name!r} has batch norm, which "
-                f"needs all {batch} images of a batch at once; set recipe.micro_batch: null, or use another norm"
-            )
-        return recipe.micro_batch
-    if device_type != "cpu" or network.uses_batch_statistics:
-        return batch
-    logits = in_precision(network, recipe.precision)
-    return images_per_pass(logits, network.num_parameters, network.image_shape, batch)
-
-
-class ExpertTraining(LightningModule):
-    """Some experts, trained side by side by plain SGD on the mean cross-entropy.
-
-    They go on from where the store left off.
-
-    Every expert has its own initial weights, order of batches and augmentation, each a function of the
-    recipe's seed, the expert's id and the epoch or step. So what becomes of an expert does not depend on
-    which others are trained with it, nor on how often its training was interrupted: to the last bit where the
-    experts are computed one after another, to rounding where they are computed as one batched pass.
-
-    Args:
-        network: The architecture.
-        real: Training data.
-        store: Where experts are continued from and written to.
-        identity: What the files say about network, data and recipe.
-        recipe: Training settings.
-        ids: The experts. They must have the same number of stored epochs.
-        epochs: Epochs each trajectory is to have.
-        held_out: Data on which the accuracy is measured after each epoch; None for no measurement.
-        vectorized: Compute the experts as one batched pass, rather than one after another.
-        flush_seconds: The files are written at the first end of an epoch this long after they were last
-            written, and at the end.
-        computed: What is differentiated, such as the compiled network; left out, the network in the recipe's
-            precision.
-        piece: The most images of each expert in one pass; None for whole batches.
-
-    Raises:
-        InputError: If the experts do not have the same number of stored epochs, or a file cannot be read.
-    """
-
-    def __init__(
-        self,
-        network: FunctionalNetwork,
-        real: RealSet,
-        store: ExpertStore,
-        identity: ExpertIdentity,
-        recipe: ExpertRecipe,
-        ids: list[int],
-        epochs: int,
-        *,
-        held_out: RealSet | None = None,
-        vectorized: bool = False,
-        flush_seconds: float = 60.0,
-        computed: Network | None = None,
-        piece: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        stored = {id: _stored_epochs(store, id) for id in ids}
-        if len(set(stored.values())) != 1:
-            raise InputError(f"experts trained together have {stored} stored epochs; give equally old ones")
-        self.ids = ids
-        self.epochs = epochs
-        self.start_epoch = max(0, stored[ids[0]])
-        self.recipe = recipe
-        self.vectorized = vectorized
-        self.images_seen = 0
-        self.started = time.monotonic()
-        self._network = network
-        self._computed = in_precision(network, recipe.precision) if computed is None else computed
-        self._piece = piece
-        self._real = real
-        self._held_out = held_out
-        self._store = store
-        self._identity = identity
-        self._flush_seconds = flush_seconds
-        self._augmentation = DSA(strategy=recipe.augmentation)
-        self._trajectory = torch.empty(len(ids), epochs + 1, network.num_parameters)
-        self._accuracies: list[ExpertAccuracies] = []
-        momenta: list[Tensor | None] = []
-        for row, id in enumerate(ids):
-            if stored[id] < 0:
-                seed = step_generator(recipe.seed, 0, f"expert-{id}/initial").initial_seed()
-                self._trajectory[row, 0] = network.initial(seed)
-                self._accuracies.append(ExpertAccuracies())
-                momenta.append(None)
-            else:
-                self._trajectory[row, : self.start_epoch + 1] = store.rows(id, range(self.start_epoch + 1))
-                self._accuracies.append(store.metadata(id).accuracies)
-                momenta.append(store.momentum(id))
-        self._momenta = momenta
-        self._done = self._saved = self.start_epoch
-        self.experts = nn.ParameterList(rows[self.start_epoch].clone() for rows in self._trajectory)
-        self._batches: list[list[Tensor]] = []
-        self._correct = torch.zeros(len(ids))
-        self._flushed = time.monotonic()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """How many batches one pass over the real data has."""
-        return -(-len(self._real) // self.recipe.batch_size)
-
-    @property
-    def epoch(self) -> int:
-        """Index of the running epoch in the trajectories, those of earlier runs counted."""
-        return self.start_epoch + self.current_epoch
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make one SGD for all experts, with the momentum that the stored ones had."""
-        optimizer = torch.optim.SGD(
-            self.experts,
-            lr=self.recipe.lr,
-            momentum=self.recipe.momentum,
-            weight_decay=self.recipe.weight_decay,
-        )
-        for weights, momentum in zip(self.experts, self._momenta, strict=True):
-            if momentum is not None:
-                optimizer.state[weights]["momentum_buffer"] = momentum.to(weights.device)
-        return optimizer
-
-    def on_train_start(self) -> None:
-        """Bring data and network to the device."""
-        self._real = self._real.to(self.device)
-        if self._held_out is not None:
-            self._held_out = self._held_out.to(self.device)
-        self._network.to(self.device)
-        self.started = self._flushed = time.monotonic()
-
-    def on_train_epoch_start(self) -> None:
-        """Shuffle the data for each expert and set the epoch's learning rate."""
-        self._batches = [
-            list(
-                self._real.shuffled_batches(
-                    self.recipe.batch_size,
-                    step_generator(self.recipe.seed, self.epoch, f"expert-{id}/batches"),
-                )
-            )
-            for id in self.ids
-        ]
-        self._correct = torch.zeros(len(self.ids), device=self.device)
-        for group in self._optimizer().param_groups:
-            group["lr"] = self.recipe.learning_rate(self.epoch, self.epochs)
-
-    def training_step(self, batch: int, batch_idx: int) -> None:
-        """Take one SGD step with every expert, each on its own batch.
-
-        Args:
-            batch: Index of the batch within the epoch.
-            batch_idx: The same, as Lightning counts it.
-        """
-        del batch_idx  # Unused argument.
-        step = self.epoch * self.steps_per_epoch + batch
-        images, labels = [], []
-        for id, batches in zip(self.ids, self._batches, strict=True):
-            chosen = batches[batch]
-            generator = step_generator(self.recipe.seed, step, f"expert-{id}/augment")
-            draw = self._augmentation.draw(generator, len(chosen), self._real.image_shape[1:])
-            images.append(augment(self._real.images[chosen], draw))
-            labels.append(self._real.labels[chosen])
-        gradients, logits = parallel_gradients(
-            self._computed, list(self.experts), images, labels, self.vectorized, self._piece
-        )
-        for weights, gradient in zip(self.experts, gradients, strict=True):
-            weights.grad = gradient
-        self._optimizer().step()
-        self._correct += (logits.argmax(2) == torch.stack(labels)).sum(1)
-        self.images_seen += labels[0].numel() * len(labels)
-
-    def on_train_epoch_end(self) -> None:
-        """Keep the weights and accuracies of the epoch, and write the files if it is time.
-
-        Raises:
-            InputError: If the weights of an expert are no longer finite.
-        """
-        weights = torch.stack([expert.detach() for expert in self.experts])
-        for id, finite in zip(self.ids, weights.isfinite().all(1).tolist(), strict=True):
-            if not finite:
-                self.flush()
-                raise InputError(
-                    f"expert {id} diverged in epoch {self.epoch + 1} at lr {self.recipe.lr}: its weights "
-                    "are not finite; "
-                    "lower the recipe's lr"
-                )
-        self._done = self.epoch + 1
-        self._trajectory[:, self._done] = weights.cpu()
-        if self.recipe.momentum:
-            state = self._optimizer().state
-            self._momenta = [state[expert]["momentum_buffer"].to("cpu", copy=True) for expert in self.experts]
-        held_out: list[float] | list[None] = self._held_out_accuracies(weights) or [None] * len(self.ids)
-        train = (self._correct.double() / len(self._real)).tolist()
-        for accuracies, seen, unseen in zip(self._accuracies, train, held_out, strict=True):
-            accuracies.train.append(seen)
-            accuracies.held_out.append(unseen)
-        if self._done == self.epochs or time.monotonic() - self._flushed >= self._flush_seconds:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the files of all experts as of the last finished epoch, unless that is what they hold.
-
-        Raises:
-            InputError: If the store cannot be written.
-        """
-        if self._saved == self._done:
-            return
-        self._store.write_all(
-            (
-                id,
-                self._trajectory[row, : self._done + 1],
-                self._momenta[row],
-                self._accuracies[row],
-                self._identity,
-                self.recipe.seed,
-            )
-            for row, id in enumerate(self.ids)
-        )
-        self._saved = self._done
-        self._flushed = time.monotonic()
-
-    def _held_out_accuracies(self, weights: Tensor) -> list[float]:
-        if self._held_out is None:
-            return []
-        size = self._piece or self.recipe.batch_size
-        correct = torch.zeros(len(self.ids), device=self.device)
-        for images, labels in zip(
-            torch.split(self._held_out.images, size), torch.split(self._held_out.labels, size), strict=True
-        ):
-            predicted = parallel_logits(self._computed, weights, images, self.vectorized).argmax(2)
-            correct += (predicted == labels).sum(1)
-        result: list[float] = (correct.double() / len(self._held_out)).tolist()
-        return result
-
-    def _optimizer(self) -> LightningOptimizer:
-        return cast(LightningOptimizer, self.optimizers())
-
-
-class ExpertProgressBar(RichProgressBar):
-    """Progress bar that shows which experts are trained, their epoch and the images per second.
-
-    Args:
-        last_id: The last expert of the whole job.
-    """
-
-    def __init__(self, last_id: int) -> None:
-        super().__init__()
-        self._last_id = last_id
-
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        """Return what stands beside the bar."""
-        del trainer  # Unused argument.
-        module = cast(ExpertTraining, pl_module)
-        rate = module.images_seen / max(time.monotonic() - module.started, 1e-9)
-        return {
-            "experts": f"{module.ids[0]}-{module.ids[-1]} of {self._last_id}",
-            "epoch": f"{min(module.epoch + 1, module.epochs)}/{module.epochs}",
-            "images/s": f"{rate:,.0f}",
-        }
-
-
 def train_experts(
     network: FunctionalNetwork,
     real: RealSet,
@@ -360,190 +65,208 @@ def train_experts(
     epochs: int,
     *,
     held_out: RealSet | None = None,
-    device: torch.device | str | None = None,
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
     progress_bar: bool = True,
     together: int | None = None,
-    first_id: int = 0,
-    flush_seconds: float = 60.0,
 ) -> None:
-    """Bring the experts ``first_id .. first_id + num_experts - 1`` of a store to ``epochs`` epochs each.
+    """Bring the first ``num_experts`` experts of a store to ``epochs`` epochs each.
 
-    Experts that have them are left alone, files with fewer epochs are continued from their last row, missing
-    ones are begun. A job that was killed is therefore continued by the same call and loses at most what was
-    trained since the files were last written.
+    Experts that have them are left alone, shorter ones are continued from their last row, missing ones are begun. So
+    the same call continues a job that was interrupted. A kill loses what was trained since the files were last
+    written; Ctrl-C and errors lose no finished epoch.
 
-    It runs Trainers of its own and may be called from the ``setup`` hook of a module that is itself being
-    fitted: global random states, signal handlers and log levels are as before when it returns, or raises.
+    Every expert has its own initial weights, order of batches and augmentation, each a function of the recipe's seed,
+    the expert's id and the epoch or step. What becomes of an expert therefore depends neither on which others are
+    trained beside it nor on interruptions: to the last bit if experts are computed one by one, to rounding if they are
+    computed as one batched pass.
 
     Args:
         network: The architecture.
-        real: Training data.
+        real: Training data, on the device to train on.
         store: Where the experts are kept.
         identity: What network, data and recipe are called in the files; see ``ExpertIdentity.of``.
         recipe: Training settings.
-        num_experts: How many experts there are to be.
-        epochs: How many epochs each of them is to have.
-        held_out: Data on which the accuracy is measured after each epoch; None for no measurement.
-        device: Where to train; left out, Lightning chooses.
+        num_experts: How many experts the store shall hold.
+        epochs: How many epochs each of them shall have.
+        held_out: Data on which the accuracy is measured after each epoch; None measures nothing.
+        execution: Its ``compile`` and ``micro_batch`` are used. The precision is the recipe's.
         progress_bar: Show the progress.
-        together: How many experts are trained at once; left out, :func:`experts_together` chooses.
-        first_id: Id of the first expert.
-        flush_seconds: Longest time between two writings of the files, to the next end of an epoch.
+        together: How many experts are trained at once; None leaves it to :func:`experts_together`.
 
     Raises:
-        InputError: If a number is out of range, the store holds other experts than ``identity`` says or
-            cannot be read or written, or an expert diverges (what was finite is written before).
+        InputError: If a number is out of range, or the store holds other experts than ``identity`` says or cannot be
+            read or written.
+        DivergenceError: If an expert's weights are no longer finite; what was finite is stored.
     """
-    for name, value, least in (
-        ("num_experts", num_experts, 1),
-        ("epochs", epochs, 1),
-        ("first_id", first_id, 0),
-        ("together", 1 if together is None else together, 1),
-    ):
-        if value < least:
-            raise InputError(f"{name} is {value}, it must be at least {least}; raise it")
+    check_range("num_experts", num_experts, low=1)
+    check_range("epochs", epochs, low=1)
+    check_range("together", together, low=1)
     if identity.plain()["recipe"] != recipe.describe(epochs):
         raise InputError(
-            f"the identity names the recipe {identity.recipe}, the experts are to be trained with "
+            f"the identity names the recipe {identity.recipe}, but the experts would be trained with "
             f"{recipe.describe(epochs)}; make the identity from this recipe and number of epochs"
         )
     store.check(identity)
-    last_id = first_id + num_experts - 1
     waiting: dict[int, list[int]] = {}
-    for id in range(first_id, last_id + 1):
-        stored = _stored_epochs(store, id)
-        if stored < epochs:
+    for id in range(num_experts):
+        if (stored := _stored_epochs(store, id)) < epochs:
             waiting.setdefault(stored, []).append(id)
     if not waiting:
         return
-    target = torch.device(device) if device is not None else None
-    with _undisturbed():
-        root = _trainer(target, epochs, None).strategy.root_device
-        batch = min(recipe.batch_size, len(real))
-        pixels = batch * real.image_shape[1] * real.image_shape[2]
-        memory = torch.cuda.mem_get_info(root)[1] if root.type == "cuda" else None
-        count = together or experts_together(root.type, network.vmappable, pixels, memory)
-        vectorized = count > 1 and network.vmappable and batching_pays(root.type, pixels)
-        piece = micro_batch_of(network, recipe, root.type, batch)
-        groups = [
-            waiting[stored][start : start + count]
-            for stored in sorted(waiting, reverse=True)  # those that are nearly done come first
-            for start in range(0, len(waiting[stored]), count)
-        ]
-        computed: Network = in_precision(network, recipe.precision)
-        remedy = (
-            "set a smaller recipe.batch_size"
-            if network.uses_batch_statistics
-            else f"set recipe.micro_batch below {piece}, or a smaller recipe.batch_size"
+    device, batch = real.images.device, min(recipe.batch_size, len(real))
+    pixels = batch * real.image_shape[1] * real.image_shape[2]
+    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    count = together or experts_together(device.type, network.vmappable, pixels, memory)
+    piece = piece_of(network, execution.micro_batch, batch, device.type, recipe.precision)
+    vectorized = count > 1 and network.vmappable and batching_pays(device.type, pixels)
+    check_batches(network, len(real), recipe.batch_size)
+    passes = Passes(
+        network.to(device), precision=recipe.precision, vectorized=vectorized, piece=piece, running_statistics=True
+    )
+    groups = [
+        waiting[stored][start : start + count]
+        for stored in sorted(waiting, reverse=True)  # those that are nearly done come first
+        for start in range(0, len(waiting[stored]), count)
+    ]
+    remedy = "" if network.uses_batch_statistics else f"execution.micro_batch below {piece}, or "
+    with explain_oom(
+        f"training {min(count, num_experts)} x {network.name} as experts",
+        None,
+        f"set {remedy}a smaller recipe.batch_size",
+    ):
+        # calls of the whole job, stored or not: an interrupted one goes on as it began
+        calls = num_experts * epochs * -(-len(real) // recipe.batch_size)
+        targets = recipe.targets(real.labels, real.num_classes, real.images.dtype)
+        counts = {len(group) for group in groups}
+        passes.compile(
+            execution.compile, calls, real.images, targets, recipe.batch_size, counts, "the experts' step", progress_bar
         )
-        with (
-            tensor_float(recipe.precision, root),
-            explain_oom(f"training {min(count, num_experts)} x {network.name} as experts", None, remedy),
-        ):
-            # of the whole job, stored or not: what was interrupted goes on as it began
-            steps = num_experts * epochs * -(-len(real) // recipe.batch_size)
-            if compiles(recipe.compile, root, steps):
-                network.to(root)
-                sizes = {len(group) for group in groups} if vectorized else {1}
-                lengths = _pass_lengths(len(real), batch, piece)
-                shapes = [(size, length) for size in sorted(sizes) for length in lengths]
-                warm_up = partial(_warm_up, network.initial(0).to(root), network.image_shape, shapes, vectorized)
-                with epoch_bar("compiling the experts' step", len(shapes), progress_bar) as on_shape:
-                    computed = compiled_or_plain(
-                        computed, partial(warm_up, on_shape), recipe.compile, "the experts' step", "recipe.compile"
-                    )
-            for group in groups:
-                module = ExpertTraining(
-                    network,
-                    real,
-                    store,
-                    identity,
-                    recipe,
-                    group,
-                    epochs,
-                    held_out=held_out,
-                    vectorized=vectorized,
-                    flush_seconds=flush_seconds,
-                    computed=computed,
-                    piece=piece,
-                )
-                bar = ExpertProgressBar(last_id) if progress_bar else None
-                trainer = _trainer(target, epochs - module.start_epoch, bar)
+        job = _Job(passes, real, targets, held_out and held_out.to(device), store, identity, recipe, epochs)
+        remaining = sum(epochs - max(0, stored) for stored, ids in waiting.items() for _ in ids)
+        with epoch_bar("experts", remaining * len(real), progress_bar) as show:
+            started, images = time.monotonic(), 0
+            for ids in groups:
+                group = _Group(job, ids)
+                whose = f"expert {ids[0] + 1}" if len(ids) == 1 else f"experts {ids[0] + 1}-{ids[-1] + 1}"
+
+                def on_step(epoch: int, seen: int, whose: str = whose) -> None:
+                    nonlocal images
+                    images += seen
+                    rate = images / max(time.monotonic() - started, 1e-9)
+                    show(images, f"{whose} of {num_experts}, epoch {epoch + 1}/{epochs}, {rate:,.0f} images/s")
+
                 try:
-                    trainer.fit(module, train_dataloaders=range(module.steps_per_epoch))
-                except (KeyboardInterrupt, SystemExit, RuntimeError, MemoryError):
-                    module.flush()
-                    raise
+                    while group.epoch < epochs:
+                        group.train_epoch(on_step)
+                finally:
+                    group.flush()
 
 
-def _pass_lengths(images: int, batch: int, piece: int) -> list[int]:
-    """Return the different numbers of images that passes of an epoch have."""
-    lengths = {batch, images % batch or batch}
-    return sorted({min(piece, length) for length in lengths} | {length % piece for length in lengths} - {0})
+@dataclass(frozen=True)
+class _Job:
+    """What all experts of a job have in common."""
+
+    passes: Passes
+    real: RealSet
+    targets: Tensor
+    held_out: RealSet | None
+    store: ExpertStore
+    identity: ExpertIdentity
+    recipe: ExpertRecipe
+    epochs: int
 
 
-def _warm_up(
-    theta: Tensor,
-    image_shape: tuple[int, int, int],
-    shapes: list[tuple[int, int]],
-    vectorized: bool,
-    on_shape: Callable[[int], None] | None,
-    computed: Network,
-) -> None:
-    """Take one pass of every (experts, images)."""
-    for done, (size, length) in enumerate(shapes, 1):
-        images = torch.zeros(size, length, *image_shape, device=theta.device)
-        labels = torch.zeros(size, length, dtype=torch.int64, device=theta.device)
-        parallel_gradients(computed, [theta] * size, images, labels, vectorized)
-        if on_shape is not None:
-            on_shape(done)
+class _Group:
+    """Experts of one age that are trained side by side, and what their files will hold."""
+
+    def __init__(self, job: _Job, ids: list[int]) -> None:
+        self.job, self.ids = job, ids
+        network, self.epoch = job.passes.network, max(0, _stored_epochs(job.store, ids[0]))
+        self._trajectories = torch.empty(len(ids), job.epochs + 1, network.num_parameters)
+        states = []
+        for id, trajectory in zip(ids, self._trajectories, strict=True):
+            if _stored_epochs(job.store, id) < 0:
+                seed = step_generator(job.recipe.seed, 0, f"expert-{id}/initial").initial_seed()
+                states.append(ExpertState(network.initial(seed)[None]))
+            else:
+                states.append(job.store.read(id))
+            trajectory[: self.epoch + 1] = states[-1].trajectory
+        self._accuracies = [state.accuracies for state in states]
+        self._momenta = [state.momentum for state in states]
+        self._training = ParallelTraining(
+            job.passes,
+            self._trajectories[:, self.epoch].to(job.real.images.device),
+            job.recipe.lr,
+            job.recipe,
+            self._momenta,
+            [state.statistics for state in states],
+        )
+        self._statistics = self._training.statistics.cpu()
+        self._saved, self._flushed = self.epoch, time.monotonic()
+
+    def train_epoch(self, on_step: Callable[[int, int], None]) -> None:
+        """Train for an epoch, keep weights and accuracies, and write the files if it is time.
+
+        Args:
+            on_step: Called after each step with the epoch and the number of images seen.
+
+        Raises:
+            DivergenceError: If the weights of an expert are no longer finite.
+        """
+        real, recipe, training = self.job.real, self.job.recipe, self._training
+        training.set_lr(recipe.learning_rate(self.epoch, self.job.epochs))
+        orders = [step_generator(recipe.seed, self.epoch, f"expert-{id}/batches") for id in self.ids]
+        batches = list(zip(*(real.shuffled_batches(recipe.batch_size, order) for order in orders), strict=True))
+        correct = torch.zeros(len(self.ids), device=real.images.device)
+        for step, chosen in enumerate(batches, self.epoch * len(batches)):
+            images, targets = [], []
+            for id, rows in zip(self.ids, chosen, strict=True):
+                generator = step_generator(recipe.seed, step, f"expert-{id}/augment")
+                batch = recipe.augment(real.images[rows], self.job.targets[rows], real.num_classes, generator)
+                images.append(batch[0])
+                targets.append(batch[1])
+            logits = training.step(images, targets)
+            correct += (logits.argmax(2) == torch.stack([real.labels[rows] for rows in chosen])).sum(1)
+            on_step(self.epoch, len(chosen) * len(chosen[0]))
+        weights = torch.stack(training.thetas)
+        for id, finite in zip(self.ids, weights.isfinite().all(1).tolist(), strict=True):
+            if not finite:
+                raise DivergenceError(
+                    f"expert {id} diverged in epoch {self.epoch + 1} at lr {recipe.lr}: its weights are not finite; "
+                    "lower recipe.lr"
+                )
+        held_out: list[float] | list[None] = [None] * len(self.ids)
+        if self.job.held_out is not None:
+            size = self.job.passes.piece or recipe.batch_size
+            held_out = self.job.passes.accuracies(weights, self.job.held_out, size, training.statistics)
+        train = (correct.double() / len(real)).tolist()
+        for accuracies, seen, unseen in zip(self._accuracies, train, held_out, strict=True):
+            accuracies.train.append(seen)
+            accuracies.held_out.append(unseen)
+        self._momenta = [None if momentum is None else momentum.to("cpu", copy=True) for momentum in training.momenta]
+        self._statistics = training.statistics.cpu()
+        self._trajectories[:, self.epoch + 1] = weights.cpu()
+        self.epoch += 1  # last: what is flushed after an interruption is whole
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all files as of the last finished epoch, unless that is what they hold.
+
+        Raises:
+            InputError: If the store cannot be written.
+        """
+        if self._saved == self.epoch:
+            return
+        rows = zip(self._trajectories, self._momenta, self._statistics, self._accuracies, strict=True)
+        experts = {
+            id: ExpertState(trajectory[: self.epoch + 1], momentum, statistics if len(statistics) else None, accuracies)
+            for id, (trajectory, momentum, statistics, accuracies) in zip(self.ids, rows, strict=True)
+        }
+        self.job.store.write(experts, self.job.identity, self.job.recipe.seed)
+        self._saved, self._flushed = self.epoch, time.monotonic()
 
 
 def _stored_epochs(store: ExpertStore, id: int) -> int:
     """Return how many epochs expert ``id`` has, -1 if it has no file."""
     return store.epochs(id) if store.file(id).exists() else -1
-
-
-def _trainer(device: torch.device | None, max_epochs: int, bar: RichProgressBar | None) -> Trainer:
-    """Make a Trainer that does nothing but run the epochs on one device."""
-    accelerator = "auto" if device is None else {"cuda": "gpu"}.get(device.type, device.type)
-    return Trainer(
-        accelerator=accelerator,
-        devices=1 if device is None or device.index is None or device.type == "cpu" else [device.index],
-        max_epochs=max_epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=bar is not None,
-        callbacks=[bar] if bar else [],
-    )
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leave nothing behind in the process: random states, handlers, log levels, gradient modes."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is guarded, not used
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    in_main = threading.current_thread() is threading.main_thread()
-    on_interrupt = signal.getsignal(signal.SIGINT) if in_main else None
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with (
-        torch.random.fork_rng(devices=devices),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        warnings.catch_warnings(),
-    ):
-        # A person who asks for the CPU on a machine with a GPU has already been told so by the outer run.
-        warnings.filterwarnings("ignore", message="GPU available but not used")
-        # Lightning 2.6 asks torch 2.14 whether a tree is a leaf in the old way.
-        warnings.filterwarnings("ignore", _OLD_LEAF_CHECK, FutureWarning)
-        logger.setLevel(logging.WARNING)  # which devices there are, once per group of experts, helps nobody
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-            if in_main and on_interrupt is not None:
-                signal.signal(signal.SIGINT, on_interrupt)  # Lightning ignores it for good after a Ctrl-C
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)

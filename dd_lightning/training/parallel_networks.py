@@ -1,26 +1,39 @@
-"""Several networks of one architecture at once: gradients and logits of a stack of flat weights."""
+"""The engine under experts, live networks and evaluation: K networks of one architecture, trained by SGD on tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.func import grad, vmap
 
-from dd_lightning.execution.compile import Backend, Compile, compiled, try_compile
+from dd_lightning.execution.compile import Backend, Compile, compiled, compiles, laid_out, try_compile
 from dd_lightning.execution.memory import memory_model
+from dd_lightning.execution.options import MicroBatch
+from dd_lightning.execution.precision import Parameters, Precision, in_precision, tensor_float
+from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
-
-Network = Callable[[Tensor, Tensor], Tensor]
-"""``network(theta [P], images [B, C, H, W]) -> logits [B, classes]``."""
+from dd_lightning.functional.products import partial_gradients_and_other
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.sets.real import RealSet
+from dd_lightning.training.progress import epoch_bar
+from dd_lightning.training.recipes import TrainingRecipe
 
 Stack = Tensor | Sequence[Tensor]
-"""One tensor per network: a tensor whose first axis counts them, or a sequence of equal shapes."""
+"""One tensor per network: a tensor whose first axis counts them, or a sequence of tensors of one shape."""
 
-Derivative = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(theta, images, labels) -> the gradient of the mean cross-entropy by theta, and the logits."""
+Results = tuple[Tensor, Tensor, Tensor]
+"""Gradient of the mean cross-entropy by theta, logits, and running statistics."""
+
+Derivative = Callable[[Tensor, Tensor, Tensor, Tensor], Results]
+"""Of (theta, statistics, images, targets)."""
 
 CACHE_BYTES = 36 * 2**20
 """What one pass may hold so that a processor with tens of MiB of cache need not wait for its memory: the limit was
 among the fastest for ConvNet-3 of widths 32 and 128 on 32 MiB of cache."""
+
+BACKEND: Backend = "inductor"
+"""What torch.compile compiles with."""
 
 _HOST_PIXELS = 4096
 
@@ -28,66 +41,54 @@ _HOST_PIXELS = 4096
 def batching_pays(device_type: str, pixels: int) -> bool:
     """Tell whether one batched pass over several networks beats one pass per network.
 
-    On an accelerator small batches leave the chip idle, so batching always pays. On a host it pays only while
-    the work of one network is too small to fill the cores: measured on two threads, up to about 4096 pixels per
-    network and step (64 digits of 8 x 8), beyond which the batched convolutions are the slower ones. (On a single
-    thread that is already so from about 1024.)
+    On an accelerator small batches leave the chip idle, so batching always pays. On a CPU it pays only while one
+    network's work is too small to fill the cores: up to about 4096 pixels per network and step (64 digits of 8 x 8) on
+    two threads, about 1024 on one. Beyond, batched convolutions are the slower ones.
 
     Args:
         device_type: ``tensor.device.type``.
         pixels: Batch size times height times width, for one network.
 
     Example:
-        >>> (
-        ...     batching_pays("cpu", 64 * 8 * 8),
-        ...     batching_pays("cpu", 256 * 32 * 32),
-        ...     batching_pays("cuda", 256 * 32 * 32),
-        ... )
+        >>> batching_pays("cpu", 64 * 8 * 8), batching_pays("cpu", 256 * 32 * 32), batching_pays("cuda", 256 * 32 * 32)
         (True, False, True)
     """
     return device_type != "cpu" or pixels <= _HOST_PIXELS
 
 
 def images_per_pass(
-    network: Network,
-    num_parameters: int,
-    image_shape: tuple[int, int, int],
+    network: FunctionalNetwork,
     batch: int,
-    limit: int = CACHE_BYTES,
+    precision: Precision = "float32",
     forward: bool = False,
+    limit: int = CACHE_BYTES,
 ) -> int:
-    """Return how many images of a batch to pass through a network at once on a host.
+    """Return how many images of a batch to pass through a network at once on a CPU.
 
     Norms, activations and pooling do next to nothing with what they read, so a batch whose tensors do not stay in the
     processor's cache is computed at the speed of the memory. But every pass reads all weights and writes their
     gradient: where these alone are large, nothing is gained. The number follows from the shapes of the tensors alone.
 
     Args:
-        network: The architecture, as a function of flat weights and images.
-        num_parameters: P.
-        image_shape: ``(C, H, W)``.
+        network: The architecture.
         batch: Images of a batch.
+        precision: What its layers compute in.
+        forward: Whether a pass computes logits only, without a gradient.
         limit: Bytes that the images of one pass may add to its peak.
-        forward: Whether a pass gives logits alone, without a gradient.
 
     Returns:
         A power of two, so that usual batches make equal pieces; or the whole batch, if that is no more, or if a pass
         over no images would hold more than half of the limit.
-
-    Example:
-        >>> def linear(theta, images):
-        ...     return images.flatten(1) @ theta.reshape(4, 2)
-        >>> images_per_pass(linear, 8, (1, 2, 2), 256), images_per_pass(linear, 8, (1, 2, 2), 256, limit=4096)
-        (256, 64)
     """
+    passes = Passes(network, precision=precision)
+    thetas = [torch.zeros(network.num_parameters)]
 
     def probe(count: int) -> None:
-        images, labels = torch.zeros(count, *image_shape), torch.zeros(count, dtype=torch.int64)
-        thetas = [torch.zeros(num_parameters)]
+        images = torch.zeros(count, *network.image_shape)
         if forward:
-            parallel_logits(network, thetas, images, vectorized=False)
+            passes.logits(thetas, images)
         else:
-            parallel_gradients(network, thetas, [images], [labels], vectorized=False)
+            passes.gradients(thetas, [images], [torch.zeros(count, dtype=torch.int64)])
 
     model = memory_model(probe)
     if 2 * model.peak(0) > limit:
@@ -98,191 +99,336 @@ def images_per_pass(
     return min(piece, batch)
 
 
-class CompiledNetwork:
-    """A network whose gradients torch.compile has compiled, for each shape of its batches at its first use.
-
-    :func:`parallel_gradients` takes it in place of the network, and then differs from the eager one by rounding. Called
-    itself, it is the network. All networks that are computed one after another share one piece of code.
-
-    Compiling takes up to minutes.
+def piece_of(
+    network: FunctionalNetwork, micro_batch: MicroBatch, batch: int, device_type: str, precision: Precision = "float32"
+) -> int:
+    """Return how many images of a training batch pass through a network at once.
 
     Args:
-        network: The architecture, as a function of flat weights and images.
-        backend: Of torch.compile.
-
-    Example:
-        >>> network = CompiledNetwork(lambda theta, x: x.flatten(1) @ theta.reshape(4, 2), backend="eager")
-        >>> thetas, images, labels = torch.zeros(1, 8), torch.ones(1, 1, 1, 2, 2), torch.ones(1, 1, dtype=torch.int64)
-        >>> parallel_gradients(network, thetas, images, labels, False)[0][0, :2].tolist()
-        [0.5, -0.5]
-    """
-
-    def __init__(self, network: Network, backend: Backend = "inductor") -> None:
-        derivative = torch.func.grad(_loss_and_logits(network), has_aux=True)
-
-        def one(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            both: tuple[Tensor, Tensor] = derivative(theta, images, labels)
-            return both
-
-        def all_at_once(thetas: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            both: tuple[Tensor, Tensor] = torch.func.vmap(derivative)(thetas, images, labels)
-            return both
-
-        self._network = network
-        self._compiled = {False: compiled(one, backend), True: compiled(all_at_once, backend)}
-
-    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        """Return the logits."""
-        return self._network(theta, images)
-
-    def derivative(self, vectorized: bool) -> Derivative:
-        """Return the function of one network, or of a stack of them, that gives gradient and logits."""
-        function = self._compiled[vectorized]
-
-        def derivative(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            # Compiled code is bound to the properties of what it was compiled for, gradient mode and strides included:
-            # these are made the same in every call.
-            with torch.no_grad():
-                both: tuple[Tensor, Tensor] = function(theta.detach(), images.detach().contiguous(), labels.detach())
-            return both
-
-        return derivative
-
-
-def compiled_or_plain(
-    network: Network, warm_up: Callable[[Network], None], choice: Compile | bool, what: str, option: str
-) -> Network:
-    """Return a network compiled; or as it is, where the compiler fails and need not succeed.
-
-    Args:
-        network: The architecture, as a function of flat weights and images.
-        warm_up: Uses the compiled network once for every shape that will come.
-        choice: If it is ``on``, a failure is an error; else it is a warning.
-        what: What is compiled, for messages, such as ``"the experts' step"``.
-        option: Name of the option, for messages.
+        network: The architecture.
+        micro_batch: ``execution.micro_batch``; ``auto`` cuts batches on a CPU, by :func:`images_per_pass`.
+        batch: Images of the longest batch.
+        device_type: ``torch.device.type``.
+        precision: What the network's layers compute in.
 
     Raises:
-        InputError: If the choice is ``on``, and it cannot be compiled.
-    """
-
-    def make() -> CompiledNetwork:
-        ensemble = CompiledNetwork(network)
-        warm_up(ensemble)
-        return ensemble
-
-    return try_compile(make, choice, what, option) or network
-
-
-def parallel_gradients(
-    network: Network, thetas: Stack, images: Stack, labels: Stack, vectorized: bool, piece: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return each network's gradient of its mean cross-entropy on its own batch.
-
-    Both modes compute the same numbers up to rounding. One after another, a network's numbers do not depend
-    on the others to the last bit, if the stacks are sequences: where a slice of a larger tensor begins may
-    change how it is summed. Neither leaves a graph, and both work where gradients are switched off around
-    them.
-
-    Args:
-        network: The architecture, as a function of flat weights and images; or a :class:`CompiledNetwork`.
-        thetas: Weights, ``[K, P]``.
-        images: Batches, ``[K, B, C, H, W]``.
-        labels: Class indices ``[K, B]``, or label logits ``[K, B, classes]``.
-        vectorized: One batched pass over all networks, rather than one pass after another. The network must
-            allow ``torch.func.vmap`` over its weights.
-        piece: The most images of each network in one pass. A longer batch is computed in pieces whose gradients are
-            added: the same up to rounding, in the memory of one piece, unless what the network computes of an image
-            depends on the others. None for whole batches.
-
-    Returns:
-        Gradients ``[K, P]`` and logits ``[K, B, classes]``.
+        InputError: If the batches would be cut, and the network has batch norm.
 
     Example:
-        >>> def linear(theta, images):
-        ...     return images.flatten(1) @ theta.reshape(4, 2)
-        >>> thetas, images = torch.zeros(3, 8), torch.ones(3, 1, 1, 2, 2)
-        >>> grads, logits = parallel_gradients(linear, thetas, images, torch.ones(3, 1, dtype=torch.int64), True)
-        >>> grads[0].tolist(), logits.shape
-        ([0.5, -0.5, 0.5, -0.5, 0.5, -0.5, 0.5, -0.5], torch.Size([3, 1, 2]))
+        >>> network = FunctionalNetwork("ConvNet-3", (3, 32, 32), 10)
+        >>> (
+        ...     piece_of(network, "auto", 256, "cpu"),
+        ...     piece_of(network, "auto", 256, "cuda"),
+        ...     piece_of(network, 8, 256, "cpu"),
+        ... )
+        (16, 256, 8)
     """
-    compute = network.derivative(vectorized) if isinstance(network, CompiledNetwork) else _eager(network, vectorized)
-    if vectorized:
-        return _in_pieces(compute, _stacked(thetas), _stacked(images), _stacked(labels), piece, batch_axis=1)
-    each_grad, each_logits = [], []
-    for theta, batch, target in zip(thetas, images, labels, strict=True):
-        gradient, logits = _in_pieces(compute, theta, batch, target, piece, batch_axis=0)
-        each_grad.append(gradient)
-        each_logits.append(logits)
-    return torch.stack(each_grad), torch.stack(each_logits)
+    if micro_batch == "auto":
+        cuts = device_type == "cpu" and not network.uses_batch_statistics
+        return images_per_pass(network, batch, precision) if cuts else batch
+    if micro_batch is None or micro_batch >= batch:
+        return batch
+    if network.uses_batch_statistics:
+        raise InputError(
+            f"micro_batch is {micro_batch}, but network {network.name!r} has batch norm, which needs all {batch} "
+            "images of a batch at once; set execution.micro_batch: null, or use another norm"
+        )
+    return micro_batch
 
 
-@torch.no_grad()
-def parallel_logits(network: Network, thetas: Stack, images: Tensor, vectorized: bool) -> Tensor:
-    """Return the logits of every network on the same images, without a graph.
+def check_batches(network: FunctionalNetwork, images: int, batch_size: int) -> None:
+    """Refuse a data set whose last batch of an epoch would leave a batch norm one value per channel, hence no variance.
+
+    Raises:
+        InputError: If it would.
+    """
+    if not network.uses_batch_statistics or (images % batch_size or min(images, batch_size)) > 1:
+        return
+    try:
+        network(torch.zeros(network.num_parameters), torch.zeros(1, *network.image_shape))
+    except ValueError as error:  # torch's own, before it computes anything
+        raise InputError(
+            f"recipe.batch_size is {batch_size}, which leaves 1 of {images} images to the last batch, but batch norm "
+            f"in {network.name!r} needs more than one value per channel; choose another batch_size"
+        ) from error
+
+
+class Passes:
+    """Forward and backward passes of K networks, each with its own flat weights ``[P]``.
 
     Args:
-        network: The architecture, as a function of flat weights and images.
-        thetas: Weights, ``[K, P]``.
-        images: One batch for all, ``[B, C, H, W]``.
-        vectorized: As in :func:`parallel_gradients`.
+        network: The architecture.
+        precision: What its layers compute in; None leaves torch's TF32 switches alone.
+        vectorized: One batched pass over all networks instead of one pass per network. The network must be
+            ``vmappable``. Both give the same numbers up to rounding. One by one, a network's numbers do not depend on
+            the others, to the last bit, if the stacks are sequences: where a slice of a larger tensor begins may change
+            how it is summed.
+        piece: The most images of each network in one pass. Longer batches are computed in pieces whose gradients are
+            added: the same up to rounding, in the memory of one piece, unless the network has batch norm. None for
+            whole batches.
+        running_statistics: Collect the running statistics of batch norms while the networks are trained, as networks
+            need that will be tested. Without, batch norm uses the statistics of the batch everywhere.
 
-    Returns:
-        Logits ``[K, B, classes]``.
+    Example:
+        >>> network = FunctionalNetwork("ConvNet-1-W8", (1, 8, 8), 10)
+        >>> thetas, images = [network.initial(0), network.initial(1)], torch.ones(2, 5, 1, 8, 8)
+        >>> gradients, logits, _ = Passes(network).gradients(thetas, images, torch.zeros(2, 5, dtype=torch.int64))
+        >>> gradients.shape, logits.shape
+        (torch.Size([2, 2650]), torch.Size([2, 5, 10]))
     """
-    if vectorized:
-        logits: Tensor = torch.func.vmap(network, in_dims=(0, None))(_stacked(thetas), images)
+
+    def __init__(
+        self,
+        network: FunctionalNetwork,
+        *,
+        precision: Precision | None = None,
+        vectorized: bool = False,
+        piece: int | None = None,
+        running_statistics: bool = False,
+    ) -> None:
+        self.network = network
+        self._running_statistics = running_statistics
+        self.vectorized = vectorized
+        self.piece = piece
+        self._precision = precision
+        self._eager = self._derivative()
+        self._compiled: Derivative | None = None
+        self._shapes: set[tuple[torch.Size, torch.dtype]] = set()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether batches of some shapes have compiled gradients."""
+        return bool(self._shapes)
+
+    def compile(
+        self,
+        choice: Compile | bool,
+        calls: int,
+        images: Tensor,
+        targets: Tensor,
+        batch_size: int,
+        counts: Collection[int],
+        what: str,
+        progress_bar: bool = False,
+    ) -> None:
+        """Compile the gradients for the shapes that a data set's batches have, if asked to or if it repays itself.
+
+        That takes up to minutes. Only rounding differs. Other shapes stay eager.
+
+        Args:
+            choice: ``on``, ``off`` or ``auto``; see :func:`~dd_lightning.execution.compile.compiles`.
+            calls: Gradients of the whole run.
+            images: The data, ``[n, C, H, W]``.
+            targets: Class indices ``[n]`` or label logits ``[n, classes]``.
+            batch_size: Images per step.
+            counts: How many networks there may be; matters if vectorized.
+            what: What is compiled, for messages.
+            progress_bar: Show the progress.
+
+        Raises:
+            InputError: If the choice is ``on`` and compilation fails.
+        """
+        if not compiles(choice, images.device, calls):
+            return
+        lengths = {len(part) for batch in images.split(batch_size) for part in batch.split(self.piece or batch_size)}
+        heads = [(images[:length], targets[:length]) for length in sorted(lengths)]
+        sizes = sorted(counts) if self.vectorized else [None]
+        batches = [(_repeated(some, k), _repeated(labels, k)) for k in sizes for some, labels in heads]
+
+        def make() -> Derivative:
+            derivative = compiled(self._eager, BACKEND)
+
+            def call(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
+                # Compiled code is bound to strides and to gradient mode: every call has the same.
+                with torch.no_grad():
+                    found: Results = derivative(theta, statistics, laid_out(images), targets.contiguous())
+                return found
+
+            theta, statistics = self.network.initial(0).to(images), self.statistics(1)[0].to(images)
+            with epoch_bar(f"compiling {what}", len(batches), progress_bar) as show, self._tensor_float(images.device):
+                for done, (some, labels) in enumerate(batches, 1):
+                    count = len(some) if self.vectorized else None
+                    call(_repeated(theta, count), _repeated(statistics, count), some, labels)
+                    show(done)
+            return call
+
+        self._compiled = try_compile(make, choice, what, "execution.compile")
+        if self._compiled is not None:
+            self._shapes = {(some.shape, labels.dtype) for some, labels in batches}
+
+    def statistics(self, count: int) -> Tensor:
+        """Return the running statistics ``[K, S]`` that untrained networks begin with; ``[K, 0]`` if none are kept."""
+        kept = self.network.initial_statistics() if self._running_statistics else torch.zeros(0)
+        return kept.repeat(count, 1)
+
+    def gradients(self, thetas: Stack, images: Stack, targets: Stack, statistics: Stack | None = None) -> Results:
+        """Return each network's gradient of the mean cross-entropy of its own batch, without a graph.
+
+        Args:
+            thetas: Weights, ``[K, P]``.
+            images: Batches, ``[K, B, C, H, W]``.
+            targets: Class indices ``[K, B]`` or label logits ``[K, B, classes]``.
+            statistics: Running statistics ``[K, S]`` before the pass; None keeps none.
+
+        Returns:
+            Gradients ``[K, P]``, logits ``[K, B, classes]`` and running statistics ``[K, S]`` after the pass.
+        """
+        if statistics is None:
+            statistics = images[0].new_zeros(len(thetas), 0)
+        if self.vectorized:
+            return self._in_pieces(_stacked(thetas), _stacked(statistics), _stacked(images), _stacked(targets))
+        each = [self._in_pieces(*one) for one in zip(thetas, statistics, images, targets, strict=True)]
+        gradients, logits, moved = zip(*each, strict=True)
+        return torch.stack(gradients), torch.stack(logits), torch.stack(moved)
+
+    @torch.no_grad()
+    def logits(self, thetas: Stack, images: Tensor, statistics: Stack | None = None) -> Tensor:
+        """Return the logits ``[K, B, classes]`` of every network on the same images, ``[B, C, H, W]``.
+
+        Batch norms use the networks' running statistics ``[K, S]``; without any, those of the batch.
+        """
+
+        def logits(theta: Tensor, statistics: Tensor) -> Tensor:
+            def tested(theta: Parameters, images: Tensor) -> Tensor:
+                return self.network.test_pass(theta, statistics, images)
+
+            return in_precision(tested, self._precision or "float32")(theta, images)
+
+        if statistics is None:
+            statistics = images.new_zeros(len(thetas), 0)
+        with self._tensor_float(images.device):
+            if self.vectorized:
+                every: Tensor = vmap(logits)(_stacked(thetas), _stacked(statistics))
+                return every
+            return torch.stack([logits(*one) for one in zip(thetas, statistics, strict=True)])
+
+    def accuracies(self, thetas: Stack, held_out: RealSet, batch: int, statistics: Stack | None = None) -> list[float]:
+        """Return the top-1 accuracy of every network on held-out data, in [0, 1].
+
+        Args:
+            thetas: Weights, ``[K, P]``.
+            held_out: The data.
+            batch: Images per pass.
+            statistics: As for :meth:`logits`.
+        """
+        correct = torch.zeros(len(thetas), device=held_out.images.device)
+        for images, labels in zip(held_out.images.split(batch), held_out.labels.split(batch), strict=True):
+            correct += (self.logits(thetas, images, statistics).argmax(2) == labels).sum(1)
+        accuracies: list[float] = (correct.double() / len(held_out)).tolist()
+        return accuracies
+
+    def _derivative(self) -> Derivative:
+        network, precision = self.network, self._precision or "float32"
+
+        def loss(
+            theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            def forward(theta: Parameters, images: Tensor) -> Tensor:
+                nonlocal statistics
+                logits, statistics = network.training_pass(theta, statistics, images)
+                return logits
+
+            logits = in_precision(forward, precision)(theta, images)
+            return classification_loss(logits, targets), (logits, statistics)
+
+        def one(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
+            with torch.no_grad():  # leaves no graph
+                (gradient,), (logits, moved) = partial_gradients_and_other(
+                    lambda parts: loss(parts[0], statistics, images, targets), [theta], [0]
+                )
+            return gradient, logits.detach(), moved
+
+        def all_at_once(theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
+            gradient, (logits, moved) = vmap(grad(loss, has_aux=True))(theta, statistics, images, targets)
+            return gradient, logits, moved
+
+        return all_at_once if self.vectorized else one
+
+    def _in_pieces(self, theta: Tensor, statistics: Tensor, images: Tensor, targets: Tensor) -> Results:
+        """Weigh the pieces' mean gradients by their lengths: the sum is the gradient of the whole batch's mean."""
+        axis = 1 if self.vectorized else 0
+        theta, images, targets, length = theta.detach(), images.detach(), targets.detach(), images.shape[axis]
+        with self._tensor_float(images.device):
+            if self.piece is None or self.piece >= length:
+                return self._of(images, targets)(theta, statistics, images, targets)
+            total: Tensor | None = None
+            outputs = []
+            for part, labels in zip(images.split(self.piece, axis), targets.split(self.piece, axis), strict=True):
+                gradient, logits, statistics = self._of(part, labels)(theta, statistics, part, labels)
+                share = part.shape[axis] / length
+                total = gradient * share if total is None else total.add_(gradient, alpha=share)
+                outputs.append(logits)
+        if total is None:
+            raise ValueError("an empty batch has no mean")
+        return total, torch.cat(outputs, axis), statistics
+
+    def _tensor_float(self, device: torch.device) -> AbstractContextManager[None]:
+        return nullcontext() if self._precision is None else tensor_float(self._precision, device)
+
+    def _of(self, images: Tensor, targets: Tensor) -> Derivative:
+        compiled_for = (images.shape, targets.dtype) in self._shapes
+        return self._compiled if self._compiled is not None and compiled_for else self._eager
+
+
+class ParallelTraining:
+    """K networks that SGD trains side by side, each on its own batches.
+
+    Args:
+        passes: How their gradients are computed.
+        thetas: Where they start, K vectors ``[P]``; they are copied.
+        lr: Learning rate.
+        recipe: Momentum and weight decay.
+        momenta: What SGD has carried on from earlier steps, K vectors ``[P]``, which are copied, or None.
+        statistics: Running statistics from earlier steps, K vectors ``[S]``, or None.
+
+    Attributes:
+        thetas: The networks' weights, K vectors ``[P]`` that change in place.
+        statistics: Their running statistics, ``[K, S]``.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        thetas: Iterable[Tensor],
+        lr: float,
+        recipe: TrainingRecipe,
+        momenta: Iterable[Tensor | None] | None = None,
+        statistics: Iterable[Tensor | None] | None = None,
+    ) -> None:
+        self.thetas = [theta.detach().clone() for theta in thetas]
+        self.statistics = passes.statistics(len(self.thetas)).to(self.thetas[0])
+        for row, kept in enumerate(statistics or ()):
+            if kept is not None:
+                self.statistics[row] = kept
+        self._passes = passes
+        self._sgd = torch.optim.SGD(self.thetas, lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        for theta, momentum in zip(self.thetas, momenta or [None] * len(self.thetas), strict=True):
+            if momentum is not None:
+                self._sgd.state[theta]["momentum_buffer"] = momentum.to(theta, copy=True)
+
+    @property
+    def momenta(self) -> list[Tensor | None]:
+        """What SGD carries on, K vectors ``[P]`` that change in place; None without momentum or before a step."""
+        return [self._sgd.state[theta].get("momentum_buffer") for theta in self.thetas]
+
+    def set_lr(self, lr: float, reset_momentum: bool = False) -> None:
+        """Change the learning rate; with ``reset_momentum``, SGD starts anew."""
+        self._sgd.param_groups[0]["lr"] = lr
+        if reset_momentum:
+            self._sgd.state.clear()
+
+    def step(self, images: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """Take one SGD step with every network on its own batch; return the logits ``[K, B, classes]`` before it."""
+        gradients, logits, self.statistics = self._passes.gradients(self.thetas, images, targets, self.statistics)
+        for theta, gradient in zip(self.thetas, gradients, strict=True):
+            theta.grad = gradient
+        self._sgd.step()
         return logits
-    return torch.stack([network(theta, images) for theta in thetas])
 
 
 def _stacked(parts: Stack) -> Tensor:
     return parts if isinstance(parts, Tensor) else torch.stack(list(parts))
 
 
-def _loss_and_logits(network: Network) -> Derivative:
-    """Return the mean cross-entropy of a batch with the logits beside it."""
-
-    def loss(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = network(theta, images)
-        return classification_loss(logits, labels), logits
-
-    return loss
-
-
-def _eager(network: Network, vectorized: bool) -> Derivative:
-    loss = _loss_and_logits(network)
-    if vectorized:
-        batched = torch.func.vmap(torch.func.grad(loss, has_aux=True))
-
-        def all_at_once(thetas: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            both: tuple[Tensor, Tensor] = batched(thetas.detach(), images.detach(), labels)
-            return both
-
-        return all_at_once
-
-    def one(theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        point = theta.detach().requires_grad_()
-        with torch.enable_grad():
-            value, logits = loss(point, images.detach(), labels)
-            return torch.autograd.grad(value, point)[0], logits.detach()
-
-    return one
-
-
-def _in_pieces(
-    compute: Derivative, theta: Tensor, images: Tensor, labels: Tensor, piece: int | None, batch_axis: int
-) -> tuple[Tensor, Tensor]:
-    """Weigh the pieces' mean gradients by their lengths: that is the gradient of the whole batch's mean."""
-    length = images.shape[batch_axis]
-    if piece is None or piece >= length:
-        return compute(theta, images, labels)
-    total: Tensor | None = None
-    outputs = []
-    for part, targets in zip(images.split(piece, batch_axis), labels.split(piece, batch_axis), strict=True):
-        gradient, logits = compute(theta, part, targets)
-        weight = part.shape[batch_axis] / length
-        total = gradient * weight if total is None else total.add_(gradient, alpha=weight)
-        outputs.append(logits)
-    if total is None:
-        raise ValueError("an empty batch has no mean")
-    return total, torch.cat(outputs, batch_axis)
+def _repeated(part: Tensor, count: int | None) -> Tensor:
+    return part if count is None else part.repeat(count, *(1 for _ in part.shape))

@@ -1,51 +1,96 @@
-"""How networks are trained on the real data: the settings that their weights depend on."""
+"""Training recipes: the settings that the weights of experts and live networks depend on."""
 
-import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any
 
-from dd_lightning.execution.compile import Compile, compile_choice
-from dd_lightning.execution.precision import Precision
-from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.policies import AugmentationPolicy, PolicyName
+import torch
+from torch import Generator, Tensor
+
+from dd_lightning.execution.precision import Precision, precision_choice
+from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
+from dd_lightning.functional.errors import check_range
+from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
 
 
-@dataclass(frozen=True)
-class ExpertRecipe:
-    """Settings of plain SGD on the real data.
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """SGD on the mean cross-entropy of augmented batches.
+
+    Args:
+        lr: Learning rate.
+        momentum: SGD momentum.
+        weight_decay: L2 penalty added to the gradient.
+        batch_size: Images per step; the last batch of an epoch is smaller if the data do not divide.
+        augmentation: DSA operations, joined by ``_``, or ``"none"``. Parameters are drawn per image.
+        policy: How much of them a batch gets: ``dsa``, one operation; ``idc``, nearly all
+            (:class:`~dd_lightning.functional.policies.AugmentationPolicy`).
+        cutmix: Probability that a batch is mixed by CutMix after its augmentation.
+
+    Raises:
+        InputError: If a number is out of range, or the augmentation or the policy does not exist.
+    """
+
+    lr: float | None = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    policy: PolicyName = "dsa"
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("recipe.lr", self.lr, low=0, exclude_low=True, hint="0.01 is usual")
+        check_range("recipe.momentum", self.momentum, low=0, high=1, exclude_high=True)
+        check_range("recipe.weight_decay", self.weight_decay, low=0)
+        check_range("recipe.batch_size", self.batch_size, low=1)
+        check_range("recipe.cutmix", self.cutmix, low=0, high=1)
+        _ = self._augmentation  # refuses unknown names
+
+    @cached_property
+    def _augmentation(self) -> AugmentationPolicy:
+        return AugmentationPolicy(self.augmentation, self.policy)
+
+    def targets(self, targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+        """Return targets that keep their shape whether or not a batch is mixed: label logits if any may be."""
+        return label_logits(targets, num_classes, dtype) if self.cutmix > 0 else targets
+
+    def augment(
+        self, images: Tensor, targets: Tensor, num_classes: int, generator: Generator, mixes: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a batch augmented and, if CutMix strikes, mixed.
+
+        Args:
+            images: ``[B, C, H, W]``.
+            targets: Class indices ``[B]`` or label logits ``[B, num_classes]``.
+            num_classes: Number of classes.
+            generator: Source of the augmentation. It advances alike whether or not the batch is mixed.
+            mixes: Source of CutMix, if not the same.
+
+        Returns:
+            The images, and their targets: label logits if they are mixed.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        augmented = augment_in_turn(images, self._augmentation.draw(generator, len(images), size))
+        mix = draw_cutmix(mixes or generator, len(images), size, self.cutmix)
+        return (augmented, targets) if mix is None else cutmix(augmented, targets, mix, num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRecipe(TrainingRecipe):
+    """How experts are trained on the real data.
 
     Defaults are those of the trajectory-matching authors' expert script:
     https://github.com/GeorgeCazenavette/mtt-distillation/blob/50dccea/buffer.py#L116-L132
 
     Args:
-        lr: Learning rate (0.01 there).
-        momentum: Momentum of SGD (0 there).
-        weight_decay: L2 penalty added to the gradient (0 there).
-        batch_size: Images per step; the last batch of an epoch is smaller where the data do not divide (256
-            there).
-        lr_decay: Multiply the learning rate by 0.1 once, after the epoch with index ``epochs // 2 + 1`` (off
-            there). The whole trajectory then depends on how many epochs it is to have, so it cannot be
-            lengthened later. NOTE: the authors make a new optimizer at that point, which also clears the
-            momentum; here it is kept.
-        augmentation: Differentiable augmentation as words joined by ``_``, or ``"none"``
-            (``color_crop_cutout_flip_scale_rotate`` there).
-        seed: Seed of initial weights, batches and augmentation of all experts. Every expert has its own
-            streams.
-        precision: What the network's layers compute in; weights, SGD and the loss are in float32 whatever it
-            is. It is part of what an expert is, so a store holds experts of one precision. ``tf32`` tells on
-            CUDA alone, where ``float32`` switches it off.
-        compile: Compile the gradient of an expert's loss. That takes up to minutes, and the rounding is another
-            one; an expert is what it is with or without, so a store may hold both. ``auto`` does so on CUDA
-            alone, in jobs of at least 50,000 steps (experts x epochs x batches), unless deterministic
-            algorithms are asked for; where it is impossible, the job goes on without.
-        micro_batch: The most images that pass through an expert at once. A batch is then computed in pieces,
-            which is exact up to rounding, and not possible with batch norm. ``auto``: on a host, as many images
-            as keep what one pass holds near the processor (36 MiB by the estimate; 16 images of 32 x 32 for
-            ConvNet-3), which was 1.6 times as fast as whole batches; on accelerators whole batches. Null:
-            always whole batches.
-
-    Raises:
-        InputError: If a value is out of range.
+        lr_decay: Multiply the learning rate by 0.1 once, after the epoch with index ``epochs // 2 + 1`` (off there).
+            The trajectory then depends on its length, so it cannot be lengthened later. NOTE: the authors make a new
+            optimizer at that point, which also clears the momentum; here it is kept.
+        seed: Seed of initial weights, batches and augmentation. Each expert has its own streams.
+        precision: What the network's layers compute in; weights, SGD and the loss stay in float32. It is part of what
+            an expert is: a store holds experts of one precision. ``tf32`` matters on CUDA only, where ``float32``
+            switches it off.
 
     Example:
         >>> ExpertRecipe().learning_rate(epoch=40, epochs=50)
@@ -58,30 +103,13 @@ class ExpertRecipe:
     lr: float = 0.01
     momentum: float = 0.0
     weight_decay: float = 0.0
-    batch_size: int = 256
     lr_decay: bool = False
-    augmentation: str = "color_crop_cutout_flip_scale_rotate"
     seed: int = 0
     precision: Precision = "float32"
-    compile: Compile | bool = "off"
-    micro_batch: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "compile", compile_choice(self.compile))
-        if self.precision not in get_args(Precision):
-            raise InputError(f"expert precision is {self.precision!r}; use one of {', '.join(get_args(Precision))}")
-        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
-            raise InputError(
-                f"expert micro_batch is {self.micro_batch}; use at least 1 image, auto, or null for whole batches"
-            )
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"expert lr is {self.lr}, it must be above 0; the usual value is 0.01")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"expert momentum is {self.momentum}, it must be in [0, 1); the usual value is 0")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"expert weight_decay is {self.weight_decay}, it must be at least 0; use 0 for none")
-        if self.batch_size < 1:
-            raise InputError(f"expert batch_size is {self.batch_size}, it must be at least 1; the usual value is 256")
+        super().__post_init__()
+        precision_choice(self.precision)
 
     def learning_rate(self, epoch: int, epochs: int) -> float:
         """Return the learning rate of one epoch.
@@ -95,44 +123,31 @@ class ExpertRecipe:
         return self.lr
 
     def describe(self, epochs: int) -> dict[str, Any]:
-        """Return the settings as plain values, the form in which a file of expert weights records them.
+        """Return the settings as plain values, as expert files record them.
 
-        What changes the rounding alone, ``compile`` and ``micro_batch``, is left out; so is the precision where it is
-        ``float32``, that of all files which do not name one.
+        Options that came later are left out at their defaults, so that older stores stay readable.
 
         Args:
-            epochs: How many epochs the whole trajectory has. Recorded (as ``decay_epochs``) only with
-                ``lr_decay``, for otherwise a shorter trajectory is the beginning of a longer one and may be
-                continued.
+            epochs: How many epochs the whole trajectory has. Recorded (as ``decay_epochs``) only with ``lr_decay``;
+                otherwise a shorter trajectory is the beginning of a longer one and may be continued.
         """
         plain = asdict(self)
-        del plain["compile"], plain["micro_batch"]
-        if self.precision == "float32":
-            del plain["precision"]
-        if self.lr_decay:
-            plain["decay_epochs"] = epochs
-        return plain
+        for name, default in {"precision": "float32", "policy": "dsa", "cutmix": 0.0}.items():
+            if plain[name] == default:
+                del plain[name]
+        return plain | ({"decay_epochs": epochs} if self.lr_decay else {})
 
 
-@dataclass(frozen=True)
-class NetworkRecipe:
+@dataclass(frozen=True, kw_only=True)
+class NetworkRecipe(TrainingRecipe):
     """How the live networks of gradient and distribution matching go on training on the real data.
 
     Defaults are IDC's for CIFAR (`condense.py`, `train.py` and `argument.py` of
-    https://github.com/snu-mllab/Efficient-Dataset-Condensation/tree/ceac95a).
+    https://github.com/snu-mllab/Efficient-Dataset-Condensation/tree/ceac95a). Its batches are as large as those of
+    matching: 64, and 128 in DREAM. There is no cutout, since CutMix takes its place.
 
     Args:
-        lr: Learning rate of SGD (0.01 there).
-        momentum: Its momentum (0.9 there).
-        weight_decay: Its L2 penalty (5e-4 there).
-        batch_size: Images per step (there it is the size of the real batches of matching: 64; 128 in DREAM).
         images_per_update: Images of one update, rounded up to whole batches (2000 there, hence 32 steps of 64).
-        augmentation: Operations, joined by ``_``, or ``"none"`` (``color_crop`` there: cutout makes way for CutMix).
-        policy: How they are combined, ``idc`` or ``dsa`` (``idc`` there), with parameters for each image.
-        cutmix: Probability that a batch is mixed by CutMix (0.5 there, for CIFAR).
-
-    Raises:
-        InputError: If a value is out of range.
 
     Example:
         >>> NetworkRecipe().steps_per_update
@@ -140,35 +155,17 @@ class NetworkRecipe:
     """
 
     lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     batch_size: int = 64
-    images_per_update: int = 2000
     augmentation: str = "color_crop"
     policy: PolicyName = "idc"
     cutmix: float = 0.5
+    images_per_update: int = 2000
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"the pool's recipe.lr is {self.lr}, it must be above 0; the usual value is 0.01")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"the pool's recipe.momentum is {self.momentum}, it must be in [0, 1); 0.9 is usual")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"the pool's recipe.weight_decay is {self.weight_decay}, it must be at least 0")
-        if self.batch_size < 1 or self.images_per_update < 1:
-            raise InputError(
-                f"the pool's recipe has batch_size {self.batch_size} and images_per_update {self.images_per_update}; "
-                "both must be at least 1"
-            )
-        if not 0 <= self.cutmix <= 1:
-            raise InputError(f"the pool's recipe.cutmix is {self.cutmix}, a probability must be in [0, 1]")
-        self.policy_of_augmentation()
+        super().__post_init__()
+        check_range("recipe.images_per_update", self.images_per_update, low=1)
 
     @property
     def steps_per_update(self) -> int:
         """SGD steps of one update."""
         return -(-self.images_per_update // self.batch_size)
-
-    def policy_of_augmentation(self) -> AugmentationPolicy:
-        """Return the augmentation of the real batches."""
-        return AugmentationPolicy(self.augmentation, self.policy)

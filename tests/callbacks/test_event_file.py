@@ -14,13 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter
-from dd_lightning.callbacks.evaluation import EvaluationPoint
+from dd_lightning.callbacks.accuracy_curve import EvaluationPoint
 from dd_lightning.cli.report import summary
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.training import evaluation
-from dd_lightning.training.parallel_networks import CompiledNetwork
+from dd_lightning.training import evaluation, parallel_networks
 from tests import small
 
 
@@ -86,7 +86,7 @@ def test_csv_holds_the_raw_accuracies(store: Path, tmp_path: Path) -> None:
         assert float(row["std"]) == point.result.std
         counts = [accuracy * len(held_out) for accuracy in raw]
         assert counts == pytest.approx([round(count) for count in counts], abs=1e-4)
-    assert distilled.skipped_steps == 0
+    assert distilled.distillation.skipped_steps == 0
 
 
 def test_names_of_all_scalars_and_the_picture(store: Path, tmp_path: Path) -> None:
@@ -212,16 +212,9 @@ def test_one_validation_leaves_no_trace(store: Path, tmp_path: Path) -> None:
     assert all(point.validations == (point.accuracies,) for point in points.points)
 
 
-def test_a_state_without_validations_is_loaded() -> None:
-    points = EvalCallback(recipe="idc")
-    points.load_state_dict({"points": [(3, "a", [0.25, 0.5], 1.5)]})
-    assert points.points == [EvaluationPoint(3, "a", (0.25, 0.5), 1.5)]
-    assert points.points[0].best_accuracies == (0.25, 0.5)
-
-
 def test_state_round_trip() -> None:
     first, second = EvalCallback(), EvalCallback()
-    first.points = [
+    first.curve.points = [
         EvaluationPoint(0, "a", (0.25, 0.5), 1.5, ((0.75, 0.0), (0.25, 0.5))),
         EvaluationPoint(7, "b", (1.0,), 2.0),
     ]
@@ -315,7 +308,7 @@ def test_a_resumed_run_goes_on_with_early_points(store: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_early_networks_are_some_of_all(count: int) -> None:
-    with pytest.raises(InputError, match=f"num_networks_intermediate is {count} and num_networks is 3; use 1"):
+    with pytest.raises(InputError, match=f"num_networks_intermediate is {count}; it must be at least 1 and at most 3"):
         early(count)
 
 
@@ -331,20 +324,20 @@ def test_a_compiled_evaluation_is_the_same_up_to_rounding(
         return graph
 
     monkeypatch.setattr(evaluation, "batching_pays", lambda *_: vectorized)
-    monkeypatch.setattr(CompiledNetwork.__init__, "__defaults__", (backend,))
+    monkeypatch.setattr(parallel_networks, "BACKEND", backend)
     trained: list[torch.Tensor] = []
     known: list[int] = []
     test = evaluation.accuracies_of
 
     def kept(thetas: torch.Tensor, *rest: Any) -> tuple[float, ...]:  # noqa: ANN401
-        trained.append(thetas.clone())
+        trained.append(torch.stack(list(thetas)))
         known.append(len(compilations))
         return test(thetas, *rest)
 
     monkeypatch.setattr(evaluation, "accuracies_of", kept)
     logged(store, tmp_path / "eager", early(epochs=3), steps=3)
     assert not compilations
-    logged(store, tmp_path / "compiled", early(epochs=3, compile="on"), steps=3)
+    logged(store, tmp_path / "compiled", early(epochs=3, execution=Execution(compile="on")), steps=3)
     # at once, 1 network is another shape than 3
     assert known == [0] * 3 + [2 if vectorized else 1] * 3
     assert [len(thetas) for thetas in trained] == [1, 1, 3] * 2
@@ -358,12 +351,12 @@ def test_a_compiler_that_fails_an_evaluation(store: Path, tmp_path: Path, monkey
 
     eager = early()
     logged(store, tmp_path / "off", eager, steps=1)
-    monkeypatch.setattr(CompiledNetwork.__init__, "__defaults__", (backend,))
-    message = r"compile is 'on', but torch\.compile fails for the evaluation of .*; set evaluation\.compile: off$"
+    monkeypatch.setattr(parallel_networks, "BACKEND", backend)
+    message = r"compile is 'on', but torch\.compile fails for the evaluation of .*; set execution\.compile: off$"
     with pytest.raises(InputError, match=message):
-        logged(store, tmp_path / "on", early(compile="on"), steps=1)
-    monkeypatch.setattr(evaluation, "compiles", lambda *_: True)
-    auto = early(compile="auto")
+        logged(store, tmp_path / "on", early(execution=Execution(compile="on")), steps=1)
+    monkeypatch.setattr(parallel_networks, "compiles", lambda *_: True)
+    auto = early(execution=Execution(compile="auto"))
     with pytest.warns(UserWarning, match="fails for the evaluation of .*: going on without"):
         logged(store, tmp_path / "auto", auto, steps=1)
     assert [point.accuracies for point in auto.points] == [point.accuracies for point in eager.points]
@@ -371,12 +364,13 @@ def test_a_compiler_that_fails_an_evaluation(store: Path, tmp_path: Path, monkey
 
 def test_an_evaluation_is_compiled_for_as_many_steps_as_the_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(evaluation, "compiles", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(parallel_networks, "compiles", lambda *arguments: asked.append(arguments))
     network = FunctionalNetwork(small.NETWORK, small.SHAPE, small.CLASSES)
     images, labels = torch.zeros(9, *small.SHAPE), torch.arange(9) % 3
     recipe = evaluation.EvaluationRecipe(epochs=10, batch_size=4)  # three batches
-    found = evaluation.compiled_for_evaluation(images, labels, network, recipe, [5], "auto", 7, "compile")
-    assert found is network
+    tested = evaluation.Evaluation(network, small.data().test, recipe, Execution(compile="auto"), 7, [5])
+    for _ in range(2):
+        tested(images, labels, 0.01, 1)
     assert asked == [("auto", images.device, 7 * 10 * 3)]
 
 

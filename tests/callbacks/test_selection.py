@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -13,9 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import TrajectorySelectionCallback, selection
-from dd_lightning.functional import products, trajectory
+from dd_lightning.functional import products
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.products import Loss
+from dd_lightning.functional.products import DifferentiatedLoss, Loss
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.functional.selection import Favor, sample_index, selection_probabilities
 from dd_lightning.functional.trajectory import trajectory_loss, unroll
@@ -24,11 +23,12 @@ from dd_lightning.networks import training_loss
 from dd_lightning.objectives import (
     GradientMatching,
     MatchingObjective,
+    Problem,
     ScoredCandidate,
     TrajectoryMatching,
-    trajectory_matching,
+    student,
 )
-from dd_lightning.pools import CandidateKey, TrajectoryPool, TrajectorySegment
+from dd_lightning.pools import Candidate, CandidateKey, TrajectoryPool, TrajectorySegment
 from tests import small
 
 
@@ -40,29 +40,35 @@ class Watch(TrajectoryMatching):
         self.scored: list[ScoredCandidate] = []
         self.differentiated: list[ScoredCandidate] = []
 
-    def score_all(self, *arguments: Any) -> list[ScoredCandidate]:  # noqa: ANN401
-        scored = super().score_all(*arguments)
+    def score(self, *arguments: Any, **options: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+        scored = super().score(*arguments, **options)
         self.scored += scored
         return scored
 
-    def loss(self, synthetic: Any, network: Any, scored: ScoredCandidate) -> Tensor:  # noqa: ANN401
+    def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         self.differentiated.append(scored)
-        return super().loss(synthetic, network, scored)
+        return super().loss(problem, scored)
 
 
 def test_the_winners_work_is_reused(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
 
-    def counted(loss: Loss, thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        passes.append(len(thetas))
-        return products.gradients(loss, thetas, images, targets)
+    def counted(loss: Loss) -> DifferentiatedLoss:
+        made = products.differentiated(loss)
 
-    monkeypatch.setattr(trajectory, "gradients", counted)
+        def gradients(thetas: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+            passes.append(len(thetas))
+            return made.gradients(thetas, images, targets)
+
+        return made._replace(gradients=gradients)
+
+    monkeypatch.setattr(student, "differentiated", counted)
     watch, steps = Watch(), 4
     distilled = small.module(store, objective=watch)
     small.fit(tmp_path, distilled, small.selection(num_candidates=3), steps=steps)
-    assert len(watch.scored) == distilled.candidate_evaluations == 3 * steps
-    assert passes == [3] * steps * watch.syn_steps  # first-order passes of scoring, on all together; no others
+    assert len(watch.scored) == distilled.distillation.candidate_evaluations == 3 * steps
+    # first-order passes of scoring, on all together, and no others but the memory estimate's two
+    assert passes == [3] * (2 + steps * watch.syn_steps)
     assert len(watch.differentiated) == steps
     for step, winner in enumerate(watch.differentiated):
         candidates = watch.scored[3 * step : 3 * step + 3]
@@ -79,8 +85,9 @@ def test_scoring_touches_nothing(store: Path, tmp_path: Path) -> None:
             synthetic = pl_module.synthetic_set
             before = [t.detach().clone() for t in (synthetic.images, synthetic.targets, synthetic.student_lr)]
             gradient = None if synthetic.images.grad is None else synthetic.images.grad.clone()
-            first = pl_module.score(pl_module.draw_candidates(3))
-            again = pl_module.score(pl_module.draw_candidates(3))
+            pl_module.distillation.begin(trainer.global_step)
+            first = pl_module.distillation.score(pl_module.distillation.draw(3))
+            again = pl_module.distillation.score(pl_module.distillation.draw(3))
             after = (synthetic.images, synthetic.targets, synthetic.student_lr)
             equal.append(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
             equal.append(all(torch.equal(a.loss, b.loss) for a, b in zip(first, again, strict=True)))
@@ -106,25 +113,20 @@ class Stub(MatchingObjective):
     def default_pool() -> TrajectoryPool:
         return TrajectoryPool()
 
-    def draw(self, synthetic: Any, real: Any, network: Any, reference: Any, context: StepContext) -> int:  # noqa: ANN401
+    def draw(self, problem: Problem, reference: Any, context: StepContext) -> int:  # noqa: ANN401
         return context.step
 
-    def score(
-        self,
-        synthetic: Any,  # noqa: ANN401
-        real: Any,  # noqa: ANN401
-        network: Any,  # noqa: ANN401
-        candidate: Any,  # noqa: ANN401
-        draw: int,
-        sole: bool,
-    ) -> ScoredCandidate:
+    def score(self, problem: Problem, candidates: Any, draw: int, **_: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+        return [self.one(candidate, draw) for candidate in candidates]
+
+    def one(self, candidate: Candidate, draw: int) -> ScoredCandidate:
         expert: int = candidate.key[0]
         self.drawn.append(expert)
         return ScoredCandidate(candidate, torch.tensor(LOSSES[expert]), draw, expert)
 
-    def loss(self, synthetic: Any, network: Any, scored: ScoredCandidate) -> Tensor:  # noqa: ANN401
+    def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         self.chosen.append(scored.work)
-        zero: Tensor = 0 * (synthetic.images.sum() + synthetic.student_lr)
+        zero: Tensor = 0 * (problem.synthetic.images.sum() + problem.synthetic.student_lr)
         return zero
 
 
@@ -177,16 +179,12 @@ def test_choice_is_kept_for_n_steps(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("held", [None, (2, 1)])
 def test_state_round_trip(held: tuple[int, int] | None) -> None:
     first, second = small.selection(), small.selection()
-    earlier = {"selections": 7, "effective_sum": 2.5, "held": held}
-    first.load_state_dict(earlier)  # as a checkpoint of before there was a group
-    assert first.state_dict() == earlier | {"group": []}
-    first.load_state_dict(earlier | {"group": [((3, 1), 0, 0.25), ((0, 2), 4, 1.5)]})
+    earlier = {"selections": 7, "nonfinite": 1, "effective_sum": 2.5, "held": held}
+    first.load_state_dict(earlier | {"group": [((3, 1), 0.25), ((0, 2), 1.5)]})
     saved: dict[str, Any] = first.state_dict()
-    assert saved == earlier | {"group": [((3, 1), 0, 0.25), ((0, 2), 4, 1.5)]}
+    assert saved == earlier | {"group": [((3, 1), 0.25), ((0, 2), 1.5)]}
     # as a foreign reader would give it
-    second.load_state_dict(
-        saved | {"held": list(held) if held else None, "group": [[[3, 1], 0, 0.25], [[0, 2], 4, 1.5]]}
-    )
+    second.load_state_dict(saved | {"held": list(held) if held else None, "group": [[[3, 1], 0.25], [[0, 2], 1.5]]})
     assert second.state_dict() == saved
 
 
@@ -203,15 +201,10 @@ class Moving(Stub):
     def of(self, step: int, key: CandidateKey) -> float:
         return LOSSES[key[0]] + 0.1 * math.sin(1.0 + step + sum(key))
 
-    def score(self, *arguments: Any) -> ScoredCandidate:  # noqa: ANN401
-        *_, candidate, step, _ = arguments
+    def one(self, candidate: Candidate, step: int) -> ScoredCandidate:
         self.calls.append((step, candidate.key))
         loss = math.nan if step == self.broken_at else self.of(step, candidate.key)
         return ScoredCandidate(candidate, torch.tensor(loss, dtype=torch.float64), step, candidate.key)
-
-    def score_begun(self, *arguments: Any) -> list[ScoredCandidate]:  # noqa: ANN401
-        *others, candidates, step, _ = arguments
-        return [self.score(*others, candidate, step, False) for candidate in candidates]
 
 
 class Recorded(Callback):
@@ -219,7 +212,8 @@ class Recorded(Callback):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.values: list[Mapping[str, float]] = []
-        monkeypatch.setattr(selection, "log_scalars", lambda _, values, step: self.values.append(values))
+
+        monkeypatch.setattr(selection, "log_scalars", lambda _, values: self.values.append(values))
 
 
 def test_losses_are_remembered_while_candidates_stay(
@@ -251,8 +245,8 @@ def test_losses_are_remembered_while_candidates_stay(
         assert recorded.values[step]["selection/scored"] == len(new) + (winner in stay)
     assert next(calls, None) is None
     assert 15 < again < 35  # two of three, or the replay has shown little
-    assert distilled.candidate_evaluations == len(stub.calls) == 3 + (steps - 1) + again
-    assert choice.state_dict()["group"] == [(key, 0, loss) for key, loss in group.items()]
+    assert distilled.distillation.candidate_evaluations == len(stub.calls) == 3 + (steps - 1) + again
+    assert choice.state_dict()["group"] == list(group.items())
 
 
 def test_how_long_a_candidate_stays_is_not_its_losses_affair(store: Path, tmp_path: Path) -> None:
@@ -275,34 +269,32 @@ def test_a_loss_that_is_not_finite_is_not_remembered(store: Path, tmp_path: Path
     choice = small.selection(refresh_per_step=1)
     distilled = small.module(store, objective=stub, on_nonfinite="skip")
     small.fit(tmp_path, distilled, choice, steps=steps)
-    assert distilled.skipped_steps == 1
-    assert [step for step, _ in stub.calls].count(2) == 1  # the new one, which the module's guard must see
+    assert distilled.distillation.skipped_steps == 1
+    assert [step for step, _ in stub.calls].count(2) == 2  # the new one, and the kept one that is chosen instead
     group = choice.state_dict()["group"]
-    assert len(group) == steps - 1
-    assert all(math.isfinite(loss) for _, _, loss in group)
+    assert len(group) == {3: 1, 4: 3}[steps]  # two of the third step's were broken; the fourth draws two new ones
+    assert all(math.isfinite(loss) for _, loss in group)
 
 
 def test_a_new_network_has_not_its_predecessors_loss(tmp_path: Path) -> None:
     class Ages(GradientMatching):
-        def score(self, *arguments: Any) -> ScoredCandidate:  # noqa: ANN401
-            scored = super().score(*arguments)
-            calls.append(scored.candidate.key)
+        def score(self, *arguments: Any, **options: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+            scored = super().score(*arguments, **options)
+            calls.extend(one.candidate.key for one in scored)
             return scored
 
     class Births(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
             assert isinstance(pl_module, DistillationModule)
-            now = [pl_module.pool.generation((place,)) for place in range(3)]
-            if births:
-                reborn = [(p,) for p in range(3) if now[p] > births[-1][p]]
-                left.extend((key, key in calls) for key in reborn)
-            births.append(now)
-            for key, generation, _ in choice.state_dict()["group"]:
-                assert generation == now[key[0]]
+            now = [pl_module.pool.load((place,)).key for place in range(3)]
+            if places:
+                left.extend((key, key in calls) for key in now if key not in places[-1])
+            places.append(now)
+            assert sorted(key for key, _ in choice.state_dict()["group"]) == now
             calls.clear()
 
     calls: list[CandidateKey] = []
-    births: list[list[int]] = []
+    places: list[list[CandidateKey]] = []
     left: list[tuple[CandidateKey, bool]] = []
     # all three places are in the group always, and one that is reborn must be scored in the step that finds it so
     choice = small.selection(num_candidates=3, refresh_per_step=1, temperature=1e9)
@@ -320,14 +312,16 @@ def test_first_steps_rank_and_the_path_is_completed(
             super().__init__()
             self.syn_steps = 5
 
-        def score_begun(self, *arguments: Any) -> list[ScoredCandidate]:  # noqa: ANN401
-            begun = super().score_begun(*arguments)
+        def score(self, problem: Problem, *arguments: Any, **options: Any) -> list[ScoredCandidate]:  # noqa: ANN401
+            begun = super().score(problem, *arguments, **options)
+            if "resume" in options:
+                return begun
             first.extend(begun)
-            synthetic, _, network, candidates, draw, _ = arguments
+            synthetic, (candidates, draw) = problem.synthetic, arguments
             for candidate, scored in zip(candidates, begun, strict=True):
-                whole = unroll(
-                    training_loss(network),
-                    candidate.start,
+                (whole,) = unroll(
+                    products.differentiated(training_loss(problem.network)),
+                    [candidate.start],
                     synthetic.student_lr.detach(),
                     synthetic.images.detach(),
                     synthetic.targets,
@@ -348,13 +342,13 @@ def test_first_steps_rank_and_the_path_is_completed(
     first: list[ScoredCandidate] = []
     wholes: dict[tuple[int, CandidateKey], list[Tensor]] = {}
     watch, steps, gradient = Begun(), 4, products.gradient
-    monkeypatch.setattr(trajectory, "gradient", counted)
-    monkeypatch.setattr(trajectory_matching, "batching_pays", lambda *_: False)  # one by one, to the last bit
+    monkeypatch.setattr(products, "gradient", counted)
+    monkeypatch.setattr(student, "batching_pays", lambda *_: False)  # one by one, to the last bit
     distilled = small.module(store, objective=watch, image_lr=0.1, student_lr_lr=1e-7)
     small.fit(tmp_path, distilled, small.selection(score_steps=2, temperature=0.01), steps=steps)
     references = 3 * 5 * steps  # of this test
     assert gradients - references == steps * (3 * 2 + 3)  # no step of the winner is taken twice
-    assert distilled.candidate_evaluations == pytest.approx(steps * (3 * 0.4 + 0.6))
+    assert distilled.distillation.candidate_evaluations == pytest.approx(steps * (3 * 0.4 + 0.6))
     assert len(first) == 3 * steps
     for step, winner in enumerate(watch.differentiated):
         whole = wholes[id(winner.draw), winner.candidate.key]
@@ -372,8 +366,8 @@ def test_first_steps_rank_and_the_path_is_completed(
 @pytest.mark.parametrize(
     ("options", "pool_options", "message"),
     [
-        ({"refresh_per_step": 1}, {"share_start_epoch": True}, "refresh_per_step is 1, but share_start_epoch is true"),
-        ({"score_steps": 3}, {}, "score_steps is 3, but the objective takes 2 inner steps; lower"),
+        ({"refresh_per_step": 1}, {"share_start_epoch": True}, "refresh_per_step .* but share_start_epoch is true"),
+        ({"score_steps": 3}, {}, "score_steps is 3; it must be at most 2"),
     ],
 )
 def test_what_the_run_cannot_do(
@@ -385,22 +379,25 @@ def test_what_the_run_cannot_do(
 
 
 def test_processes_would_each_keep_their_own(store: Path) -> None:
-    choice, alone, together = small.selection(refresh_per_step=1), SimpleNamespace(), SimpleNamespace()
-    alone.world_size, together.world_size = 1, 2
-    choice.setup(cast(Trainer, alone), small.module(store), "fit")
+    class Processes:
+        def __init__(self, world_size: int) -> None:
+            self.world_size = world_size
+
+    choice = small.selection(refresh_per_step=1)
+    choice.setup(cast(Trainer, Processes(1)), small.module(store), "fit")
     with pytest.raises(InputError, match=r"refresh_per_step is 1, but trainer runs 2 processes: .*set trainer.devices"):
-        choice.setup(cast(Trainer, together), small.module(store), "fit")
+        choice.setup(cast(Trainer, Processes(2)), small.module(store), "fit")
 
 
 def test_classes_are_no_inner_steps(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="score_steps is 1, but GradientMatching has no inner steps to stop after"):
+    with pytest.raises(InputError, match="score_steps is 1, but GradientMatching has no inner steps"):
         small.fit(tmp_path, small.network_module(), small.selection(pool_size=3, score_steps=1), steps=1)
 
 
 def test_pool_size_asks_for_more_experts(store: Path, tmp_path: Path) -> None:
     distilled = small.module(store, {"num_experts": 1})
     small.fit(tmp_path, distilled, small.selection(num_candidates=3, pool_size=4), steps=1)
-    assert distilled.pool.size == 4
+    assert len(distilled.pool) == 4
     with pytest.raises(InputError, match=r"num_candidates is 3, but the pool holds 1; .*pool_size"):
         small.fit(tmp_path, small.module(store, {"num_experts": 1}), small.selection(), steps=1)
 
@@ -408,14 +405,14 @@ def test_pool_size_asks_for_more_experts(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_candidates": 0}, "num_candidates is 0; at least 1"),
-        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
-        ({"temperature": -1.0}, "temperature is -1.0; it must be above 0"),
+        ({"num_candidates": 0}, "num_candidates is 0; it must be at least 1"),
+        ({"temperature": 0.0}, "temperature is 0; it must be above 0"),
+        ({"temperature": -1.0}, "temperature is -1; it must be above 0"),
         ({"temperature": float("nan")}, "temperature is nan; it must be above 0"),
         ({"every_n_steps": 0}, "every_n_steps is 0; it must be at least 1"),
-        ({"num_candidates": 3, "pool_size": 2}, "pool_size is 2, but num_candidates is 3"),
-        ({"refresh_per_step": 0}, "refresh_per_step is 0; it must be from 1 to num_candidates, which is 3"),
-        ({"refresh_per_step": 4}, "refresh_per_step is 4; it must be from 1 to num_candidates, which is 3"),
+        ({"num_candidates": 3, "pool_size": 2}, "pool_size is 2; it must be at least 3"),
+        ({"refresh_per_step": 0}, "refresh_per_step is 0; it must be at least 1 and at most 3"),
+        ({"refresh_per_step": 4}, "refresh_per_step is 4; it must be at least 1 and at most 3"),
         ({"score_steps": 0}, "score_steps is 0; it must be at least 1"),
     ],
 )

@@ -91,11 +91,11 @@ def test_a_run_is_not_resumed_as_another(cli: Cli) -> None:
     checkpoint = cli.version(name="networks") / "checkpoints" / "step=2.ckpt"
     before = checkpoint.read_bytes(), small.contents(cli.version(name="networks"))
     for options, said in (
-        ("--model.factor 1", "factor=2, .*factor=1, "),
-        ("--model.image_space network", "image_space 'pixels', .*'network'"),
+        ("--model.factor 1", "factor.* 1 .*2"),
+        ("--model.image_space network", "image_space.*'network' .*'pixels'"),
         ("--model.pool.num_networks 2", "2 networks, .* 1"),
         ("--selection.pool_size 4", "4 networks, .* 1"),
-        ("--model.ipc 2", r"\(10, 1, 8, 8\), .*\(20, 1, 8, 8\)"),
+        ("--model.ipc 2", r"\[20, 1, 8, 8\] .*\[10, 1, 8, 8\]"),
         ("--model.objective BidirectionalMatching", "GradientMatching .*BidirectionalMatching "),
     ):
         assert re.search(said, cli.networks_refused(*options.split(), "--ckpt_path", "last"))
@@ -119,10 +119,13 @@ def test_evaluate_refuses_other_files_and_data(cli: Cli, monkeypatch: pytest.Mon
         cli.refused("evaluate", str(good), "--data", "tests.cli.test_bad_options.Wide"),
     )
 
+    assert re.search("recipe.*'foo'.*idc.*mtt", cli.refused("evaluate", str(good), "--recipe", "foo"))
+    assert re.search("epochs is 0", cli.refused("evaluate", str(good), "--epochs", "0"))
+
     def nothing(*_: object) -> None:
         raise AssertionError("a network was trained")
 
-    monkeypatch.setattr("dd_lightning.cli.commands.evaluate_synthetic_set", nothing)
+    monkeypatch.setattr("dd_lightning.cli.commands.Evaluation", nothing)
     assert "'Foo'" in cli.refused("evaluate", str(good), "--networks", small.NETWORK, "Foo")
 
 

@@ -19,7 +19,6 @@ from dd_lightning.datamodules import DigitsDataModule
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.sets.color_spaces import color_space_from_tensors
 from dd_lightning.sets.pictures import image_grid
 from dd_lightning.sets.synthetic_file import load_synthetic
 from dd_lightning.training import evaluation
@@ -81,13 +80,12 @@ def test_synthetic_file_is_the_module(cli: Cli) -> None:
     module = DistillationModule.load_from_checkpoint(cli.version() / "checkpoints" / "step=6.ckpt")
     assert torch.equal(file.images, module.synthetic_set.images)
     assert torch.equal(file.labels, module.synthetic_set.targets)
-    assert file.lr == module.student_lr == float(module.synthetic_set.student_lr.detach())
+    assert file.lr == float(module.synthetic_set.student_lr.detach())
     assert (file.step, file.ipc, file.num_classes, file.dataset) == (6, 2, 10, "digits")
-    assert (file.label_kind, file.network, file.objective) == ("logits", small.NETWORK, "TrajectoryMatching")
+    assert (file.label_kind, file.network, file.objective) == ("soft", small.NETWORK, "TrajectoryMatching")
     assert file.config["model"]["ipc"] == 2
     assert file.config["trainer"]["max_steps"] == 6
-    space = color_space_from_tensors(file.color_space, file.color_space_tensors)
-    grid = image_grid(space.decode(file.images), 10)
+    grid = image_grid(file.stored_pixels(), 10)
     with Image.open(cli.version() / "synthetic.png") as picture:
         assert picture.size == (grid.shape[2], grid.shape[1])
 
@@ -238,14 +236,14 @@ def test_precision_compile_and_pieces_of_experts_are_options(cli: Cli) -> None:
     options = ["--network", small.NETWORK, "--num_experts", "1", "--epochs", "1", "--device", "cpu"]
     options += ["--recipe.lr", "0.05", "--data", "DigitsDataModule"]
     low = ["--path", "low", "--recipe.precision", "bfloat16"]
-    cli("experts", *options, *low, "--recipe.compile", "auto", "--recipe.micro_batch", "32")
+    cli("experts", *options, *low, "--execution.compile", "auto", "--execution.micro_batch", "32")
     written = ExpertStore(cli.folder / "low")
     assert written.metadata(0).identity.recipe["precision"] == "bfloat16"
     before = small.contents(cli.folder / "low")
     first = cli.store / "expert_00000.safetensors"
     assert before["expert_00000.safetensors"] != first.read_bytes()
     # fit reads and trains the same ones
-    recipe = ["--model.pool.recipe.precision", "bfloat16", "--model.pool.recipe.micro_batch", "32"]
+    recipe = ["--model.pool.recipe.precision", "bfloat16", "--model.pool.execution.micro_batch", "32"]
     more = ["--model.pool.num_experts", "2", "--model.pool.max_start_epoch", "1", "--selection", "null"]
     cli.fit("--model.pool.path", "low", *recipe, *more, "--trainer.max_steps", "1", "--evaluation", "null")
     assert written.ids() == [0, 1]
@@ -272,7 +270,8 @@ def test_evaluate_prints_what_the_function_returns(cli: Cli, monkeypatch: pytest
     monkeypatch.setitem(evaluation.RECIPES, "mtt", recipe)
     networks = [small.NETWORK, "ConvNet-2-W4"]
     path = cli.version() / "synthetic.safetensors"
-    cli("evaluate", str(path), "--networks", *networks, "--num_networks", "3", "--seed", "2", "--device", "cpu")
+    options = ["--recipe", "mtt", "--num_networks", "3", "--seed", "2", "--device", "cpu"]
+    cli("evaluate", str(path), "--networks", *networks, *options)
     rows = re.findall(r"│ (\S+) +│ (\d+) +│ ([^│]+?) +│ (\d+) +│", cli.out)
     file, data = load_synthetic(path), DigitsDataModule()
     assert file.lr is not None
@@ -289,9 +288,10 @@ def test_evaluate_prints_what_the_function_returns(cli: Cli, monkeypatch: pytest
 def test_evaluate_repeats_the_protocol_of_a_run(cli: Cli) -> None:
     cli.fit("--evaluation.augmentation", "none", "--evaluation.compare_random", "false")
     last = (cli.version() / "evaluation.csv").read_text().splitlines()[-1].split(",")
-    same = ["--epochs", "2", "--augmentation", "none", "--num_networks", "2", "--seed", "3"]  # the run's
-    for place in ("synthetic.safetensors", ".", ".."):
-        cli("evaluate", str(cli.version() / place), *same)
+    explicit = ["--recipe", "mtt", "--epochs", "2", "--augmentation", "none"]
+    for place, options in (("synthetic.safetensors", explicit), (".", []), ("..", ["--execution.micro_batch", "null"])):
+        # two networks with the run's seed; its recipe is in the file
+        cli("evaluate", str(cli.version() / place), *options, "--num_networks", "2", "--seed", "3")
         assert percent([float(value) for value in last[5:]]) in cli.out
 
 

@@ -135,7 +135,6 @@ def test_class_paths_of_earlier_versions_as_options(cli: Cli) -> None:
     assert values["model"]["objective"]["class_path"] == "dd_lightning.GradientMatching"
 
 
-@pytest.mark.xfail(strict=False, reason="the classes still have some of these")
 @pytest.mark.parametrize("key", RENAMED)
 def test_a_renamed_option_is_refused_with_its_new_name(cli: Cli, key: str) -> None:
     option = key.rpartition(".")[2]

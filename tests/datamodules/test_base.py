@@ -48,6 +48,26 @@ def test_setup_reads_once_and_properties_need_no_setup(tmp_path: Path) -> None:
     assert data.loads == 2  # train and test, once each
 
 
+def test_the_sets_move_to_a_device_once(tmp_path: Path) -> None:
+    data = small(tmp_path, val_fraction=0.3)
+    assert data.train.images.device.type == "cpu"
+    assert data.to("meta") is data
+    held = [data.train, data.test, data.held_out("val")]
+    assert all(real.images.device.type == "meta" for real in held)
+    assert data.to("meta").train is held[0]
+    assert (data.test, data.val, data.held_out("test")) == (held[1], held[2], held[1])
+    assert data.loads == 2
+
+
+def test_refit_reads_again_only_what_changes(tmp_path: Path) -> None:
+    data = small(tmp_path)
+    first = data.fingerprint
+    data.refit("normalized", 0.0, 0)
+    assert (data.fingerprint, data.loads) == (first, 2)
+    data.refit("zca", 0.3, 4)
+    assert data.fingerprint == small(tmp_path, color_space="zca", val_fraction=0.3, split_seed=4).fingerprint != first
+
+
 def test_val_is_stratified_and_never_overlaps_train(tmp_path: Path) -> None:
     images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
     data = FixedDataModule(images, torch.arange(40) % 4, root=str(tmp_path), val_fraction=0.3, color_space="pixel")
@@ -66,7 +86,7 @@ def test_nothing_is_held_out_unasked(tmp_path: Path) -> None:
     data = small(tmp_path)
     assert data.val is None
     assert len(data.train) == 40
-    with pytest.raises(InputError, match=r"'val' split was asked for but val_fraction is 0"):
+    with pytest.raises(InputError, match="split is 'val', but val_fraction is 0"):
         data.held_out("val")
 
 
@@ -177,7 +197,7 @@ def test_a_damaged_cache_is_fitted_anew(tmp_path: Path, damage: str) -> None:
 def test_an_unwritable_cache_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     data = small(tmp_path, color_space="zca", cache_dir=str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match=r"could not be stored at .*set cache_dir"):
+    with pytest.warns(UserWarning, match=r"could not be stored \(cannot write .*zca-.*set cache_dir"):
         data.setup()
     assert len(data.train) == 40
 
@@ -189,9 +209,9 @@ def test_the_global_rng_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"val_fraction is 1; it must lie in \[0, 1\)"):
+    with pytest.raises(InputError, match="val_fraction is 1; it must be at least 0 and below 1"):
         small(tmp_path, val_fraction=1)
-    with pytest.raises(InputError, match=r"color_space is 'hsv': use one of"):
+    with pytest.raises(InputError, match="color_space is 'hsv'; use one of"):
         small(tmp_path, color_space="hsv")
     with pytest.raises(InputError, match=r"the train split of fixed has pixels from 0 to 2; .*rescale"):
         FixedDataModule(torch.tensor([0.0, 2.0]).view(2, 1, 1, 1), torch.tensor([0, 1])).setup()

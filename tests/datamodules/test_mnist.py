@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision.datasets.mnist
 
 from dd_lightning.datamodules import FashionMNISTDataModule, MNISTDataModule
 from dd_lightning.functional.errors import InputError
@@ -30,6 +31,39 @@ def test_generated_files_are_read_as_written(
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Fashion-MNIST is not in .*FashionMNIST/raw and download is off"):
         FashionMNISTDataModule(str(tmp_path), download=False).setup()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_no_download_overwrites_files_that_are_there(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mnist(tmp_path, "MNIST", images_per_class=1)
+    raw = tmp_path / "MNIST" / "raw"
+    labels = raw / "train-labels-idx1-ubyte"
+    if damage == "missing":
+        labels.unlink()
+    else:
+        labels.write_bytes(labels.read_bytes()[:-1])  # a reader's error
+
+    def download(*_: object, **__: object) -> None:
+        pytest.fail("a download was started")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", download)
+    with pytest.raises(InputError, match=r"MNIST in .*MNIST/raw .*: delete it to fetch it again$"):
+        MNISTDataModule(str(tmp_path)).setup()
+
+
+def test_archives_alone_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    calls = []
+    monkeypatch.setattr(
+        torchvision.datasets.mnist, "download_and_extract_archive", lambda *_, **__: calls.append(write_mnist)
+    )
+    with pytest.raises(InputError, match="could not be fetched"):
+        MNISTDataModule(str(tmp_path)).setup()
+    assert calls
 
 
 def test_real_fashion_mnist() -> None:

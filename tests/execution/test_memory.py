@@ -12,8 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-import dd_lightning.cli as cli_module
-from dd_lightning.callbacks import evaluation
+import dd_lightning.cli.main as cli_module
 from dd_lightning.execution.memory import (
     GIB,
     LiveBytes,
@@ -23,7 +22,8 @@ from dd_lightning.execution.memory import (
     is_out_of_memory,
     memory_model,
 )
-from dd_lightning.functional.errors import InputError
+from dd_lightning.execution.options import Execution
+from dd_lightning.functional.errors import InputError, OutOfMemoryError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import (
@@ -31,15 +31,17 @@ from dd_lightning.objectives import (
     DistributionMatching,
     GradientMatching,
     MatchingObjective,
+    Problem,
     TrajectoryMatching,
-    trajectory_matching,
+    Workload,
+    student,
 )
 from dd_lightning.objectives.classwise import ClasswiseMatching
 from dd_lightning.pools import Candidate, NetworkPool, TrajectorySegment
 from dd_lightning.sets.initial import class_labels
 from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.synthetic import SyntheticSet
-from dd_lightning.training.evaluation import evaluate_synthetic_set
+from dd_lightning.training.evaluation import Evaluation
 from tests import small
 from tests.small import Cli
 
@@ -67,19 +69,20 @@ class Step:
         if isinstance(objective, TrajectoryMatching):
             self.candidate = TrajectorySegment((0, 0), start, target)
 
+    @property
+    def problem(self) -> Problem:
+        return Problem(self.synthetic, self.real, self.network)
+
     def plan(self, candidates: int = 1, device: str = "cpu") -> MemoryEstimate:
         # what a step itself makes of it: the gradient, and the sum that it is collected in
         resident = MemoryPart("gradients", 2 * self.synthetic.images.nbytes)
-        return self.objective.plan_memory(self.network, len(self.synthetic), False, candidates, (resident,), device)
+        workload = Workload(self.network, len(self.synthetic), False, candidates, device, (resident,))
+        return self.objective.plan_memory(workload, Execution())
 
     def __call__(self, step: int = 0) -> Tensor:
-        context = StepContext(0, step)
-        draw = self.objective.draw(self.synthetic, self.real, self.network, lambda: self.candidate, context)
-        scored = self.objective.score(self.synthetic, self.real, self.network, self.candidate, draw, True)
-        (gradient,) = torch.autograd.grad(
-            self.objective.loss(self.synthetic, self.network, scored), self.synthetic.images
-        )
-        return gradient
+        draw = self.objective.draw(self.problem, lambda: self.candidate, StepContext(0, step))
+        (scored,) = self.objective.score(self.problem, [self.candidate], draw, with_gradient=True)
+        return torch.autograd.grad(self.objective.loss(self.problem, scored), self.synthetic.images)[0]
 
     def live(self, step: int = 0) -> int:
         """Return the peak of what the tensors of one step hold."""
@@ -186,7 +189,7 @@ def test_soft_labels_and_candidates_are_in_the_estimate() -> None:
     assert three.total - one.total == 2 * 4 * step.network.num_parameters * (7 + 2)
     assert [part.name for part in three.parts] == ["gradients", "student paths", "one student step"]
     assert [part.note for part in three.parts] == ["", "3 candidates", "batch 24 in one piece"]
-    soft = step.objective.plan_memory(step.network, 24, True, 1, one.parts[:1], "cpu")
+    soft = step.objective.plan_memory(Workload(step.network, 24, True, resident=one.parts[:1]), Execution())
     assert one.total < soft.total < 1.1 * one.total
 
 
@@ -208,18 +211,15 @@ def test_a_classwise_step_needs_what_is_estimated(objective: ClasswiseMatching) 
     assert 0.95 * needed < estimated.total < 1.4 * needed
     # of several candidates, the derivatives by the statistics of all classes wait for the choice
     several = step.plan(3)
-    statistics = objective.statistics(
-        step.network, step.candidate.theta, step.real.images[:2], step.real.labels[:2], graph=False
-    )
+    statistics = objective.statistics(step.network, step.candidate.theta, step.real.images[:2], step.real.labels[:2])
     assert several.total - estimated.total == 3 * CLASSES * sum(s.nbytes for s in statistics)
 
 
 def test_candidates_are_scored_together_where_that_pays_and_fits() -> None:
     def scored_live(step: Step) -> int:
-        context = StepContext(0, 0)
-        draw = step.objective.draw(step.synthetic, step.real, step.network, lambda: step.candidate, context)
+        draw = step.objective.draw(step.problem, lambda: step.candidate, StepContext(0, 0))
         with LiveBytes() as live:
-            step.objective.score_all(step.synthetic, step.real, step.network, [step.candidate] * 5, draw, False)
+            step.objective.score(step.problem, [step.candidate] * 5, draw)
         return live.peak
 
     step = Step(TrajectoryMatching(syn_steps=2, augmentation="none"))
@@ -230,7 +230,8 @@ def test_candidates_are_scored_together_where_that_pays_and_fits() -> None:
     vectorized = scored_live(step)
     assert vectorized > 3 * one_by_one
     assert 0.95 * vectorized < together.parts[-2].size + together.parts[-1].size < 1.3 * vectorized
-    short = Step(TrajectoryMatching(syn_steps=2, augmentation="none", memory_gb=(together.total - 1) / GIB))
+    execution = Execution(memory_gb=(together.total - 1) / GIB)
+    short = Step(TrajectoryMatching(syn_steps=2, augmentation="none", execution=execution))
     assert short.plan(5, "cuda") == apart
     assert scored_live(short) == one_by_one
 
@@ -241,7 +242,9 @@ def test_candidates_are_scored_together_where_that_pays_and_fits() -> None:
 def test_memory_of_a_step_falls_with_the_piece() -> None:
     needed, estimated = {}, {}
     for micro_batch in (None, 12, 6, 3):
-        step = Step(TrajectoryMatching(syn_steps=2, micro_batch=micro_batch, augmentation="rotate"))
+        step = Step(
+            TrajectoryMatching(syn_steps=2, augmentation="rotate", execution=Execution(micro_batch=micro_batch))
+        )
         estimated[micro_batch] = step.plan().total
         needed[micro_batch] = max(step.live(number) for number in range(3))
     assert needed[12] < 0.6 * needed[None]
@@ -251,54 +254,60 @@ def test_memory_of_a_step_falls_with_the_piece() -> None:
         assert 0.95 * bytes_needed < estimated[micro_batch] < 1.3 * bytes_needed
 
 
+def trajectories(**execution: Any) -> TrajectoryMatching:  # noqa: ANN401
+    return TrajectoryMatching(syn_steps=2, execution=Execution(**execution))
+
+
 def notes(step: Step) -> str:
     return step.plan().parts[-1].note
 
 
 def test_auto_cuts_exactly_when_the_budget_is_exceeded() -> None:
-    whole = Step(TrajectoryMatching(syn_steps=2, micro_batch=None), ipc=32)
+    whole = Step(trajectories(micro_batch=None), ipc=32)
     needed, gradient = whole.plan().total, whole()
-    enough = Step(TrajectoryMatching(syn_steps=2, memory_gb=needed / GIB), ipc=32)
+    enough = Step(trajectories(memory_gb=needed / GIB), ipc=32)
     assert notes(enough) == "batch 96 in one piece"
     assert torch.equal(enough(), gradient)
-    short = Step(TrajectoryMatching(syn_steps=2, memory_gb=(needed - 1) / GIB), ipc=32)
+    short = Step(trajectories(memory_gb=(needed - 1) / GIB), ipc=32)
     assert notes(short) == "batch 96 in 2 pieces of 48"
     assert not torch.equal(short(), gradient)
     torch.testing.assert_close(short(), gradient, rtol=1e-3, atol=1e-6 * float(gradient.abs().max()))
-    by_hand = Step(TrajectoryMatching(syn_steps=2, micro_batch=48), ipc=32)
+    by_hand = Step(trajectories(micro_batch=48), ipc=32)
     assert notes(by_hand) == "batch 96 in 2 pieces of 48"
     assert torch.equal(short(), by_hand())
 
 
 def test_auto_takes_the_fewest_pieces_that_fit_and_none_below_the_smallest() -> None:
     totals = {
-        count: Step(TrajectoryMatching(syn_steps=2, micro_batch=-(-96 // count)), ipc=32).plan().total
-        for count in (1, 2, 3, 4, 5, 6)
+        count: Step(trajectories(micro_batch=-(-96 // count)), ipc=32).plan().total for count in (1, 2, 3, 4, 5, 6)
     }
     assert sorted(totals.values(), reverse=True) == list(totals.values())
     for count, total in totals.items():
-        step = Step(TrajectoryMatching(syn_steps=2, memory_gb=total / GIB), ipc=32)
+        step = Step(trajectories(memory_gb=total / GIB), ipc=32)
         assert step.plan().total == total
         assert notes(step).startswith("batch 96 in one piece" if count == 1 else f"batch 96 in {count} pieces of ")
-    nothing = Step(TrajectoryMatching(syn_steps=2, memory_gb=1e-6), ipc=32)
+    nothing = Step(trajectories(memory_gb=1e-6), ipc=32)
     assert notes(nothing) == "batch 96 in 6 pieces of 16, above memory_gb 1e-06"
     # data and paths count as well
     held = (MemoryPart("real data", GIB), *nothing.plan().parts[:1])
-    objective = TrajectoryMatching(syn_steps=2, memory_gb=1 + totals[3] / GIB)
-    assert "3 pieces of 32" in objective.plan_memory(nothing.network, 96, False, 1, held, "cpu").parts[-1].note
+    objective = trajectories(memory_gb=1 + totals[3] / GIB)
+    assert (
+        "3 pieces of 32"
+        in objective.plan_memory(Workload(nothing.network, 96, resident=held), Execution()).parts[-1].note
+    )
 
 
 def test_batch_norm_is_never_cut() -> None:
     name = "ConvNet-2-W8-BN"
     message = r"micro_batch is 7, but network 'ConvNet-2-W8-BN' has batch norm, which needs all 24 images of a batch"
-    explicit = Step(TrajectoryMatching(syn_steps=2, micro_batch=7), name)
+    explicit = Step(trajectories(micro_batch=7), name)
     with pytest.raises(InputError, match=message):
         explicit.plan()
     with pytest.raises(InputError, match=message):
         explicit()
-    auto = Step(TrajectoryMatching(syn_steps=2, memory_gb=1e-6), name)
+    auto = Step(trajectories(memory_gb=1e-6), name)
     assert notes(auto) == "batch 24 in one piece, above memory_gb 1e-06"
-    whole = Step(TrajectoryMatching(syn_steps=2, micro_batch=24), name)
+    whole = Step(trajectories(micro_batch=24), name)
     assert notes(whole) == "batch 24 in one piece"
     assert torch.equal(auto(), whole())
 
@@ -306,13 +315,16 @@ def test_batch_norm_is_never_cut() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"micro_batch": 0}, "micro_batch is 0; use at least 1 image, auto, or null for whole batches"),
-        ({"memory_gb": 0.0}, "memory_gb is 0; give the GiB that a run may take, above 0"),
+        ({"micro_batch": 0}, "execution.micro_batch is 0; it must be at least 1"),
+        ({"memory_gb": 0.0}, "execution.memory_gb is 0; it must be above 0"),
+        ({"compile": "fast"}, "compile is 'fast'; use one of auto, on, off"),
+        ({"precision": "half"}, "precision is 'half'; use one of float32, tf32, bfloat16"),
     ],
 )
 def test_values(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        TrajectoryMatching(**options)
+        Execution(**options)
+    assert [Execution(compile=value).compile for value in (True, False)] == ["on", "off"]
 
 
 # Runs
@@ -323,9 +335,9 @@ def run(
     folder: Path,
     *callbacks: Callback,
     ckpt_path: Path | None = None,
-    **options: Any,  # noqa: ANN401
+    **execution: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor]:
-    distilled = small.module(store, objective=TrajectoryMatching(syn_steps=2, **options))
+    distilled = small.module(store, objective=trajectories(**execution))
     small.fit(folder, distilled, small.selection(temperature=0.1), *callbacks, ckpt_path=ckpt_path)
     return small.learned(distilled)
 
@@ -350,23 +362,23 @@ def test_the_estimate_is_told_once_before_the_run(
         with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
             small.fit(tmp_path, distilled, *callbacks, steps=1)
         (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("memory of a step")]
-        assert str(distilled.memory_estimate) in line
+        assert str(distilled.distillation.memory) in line
         return line
 
     size = r"[\d.]+ MiB"
     distilled = small.module(store)
     assert re.fullmatch(
-        rf"memory of a step on cpu: about {size}: real data {size}, synthetic set {size}, student paths {size} "
-        rf"\(3 candidates\), one student step {size} \(batch 6 in one piece\)",
+        rf"memory of a step on cpu: about {size}: real data {size}, held-out data {size}, synthetic set {size}, "
+        rf"student paths {size} \(3 candidates\), one student step {size} \(batch 6 in one piece\)",
         told(distilled, small.selection()),
     )
     assert "(1 candidate)" in told(distilled)  # the same module, without the selection
-    assert distilled.memory_estimate is not None
-    sizes = {part.name: part.size for part in distilled.memory_estimate.parts}
+    assert distilled.distillation.memory is not None
+    sizes = {part.name: part.size for part in distilled.distillation.memory.parts}
     image = 4 * 8 * 8
     assert sizes["real data"] == 90 * (image + 8)
     assert sizes["synthetic set"] == 5 * 6 * image
-    assert sizes["student paths"] == 4 * distilled.network.num_parameters * 5
+    assert sizes["student paths"] == 4 * distilled.problem.network.num_parameters * 5
     assert re.search(
         rf"augmented real images {size} \(of all classes\), one class {size} \(8 real and 2 synthetic images\)",
         told(small.network_module()),
@@ -380,7 +392,7 @@ def test_the_estimate_is_told_once_before_the_run(
 def test_what_out_of_memory_is(error: Exception) -> None:
     assert is_out_of_memory(error)
     message = r"^memory ran out while working; buy more$"
-    with pytest.raises(InputError, match=message) as told, explain_oom("working", None, "buy more"):
+    with pytest.raises(OutOfMemoryError, match=message) as told, explain_oom("working", None, "buy more"):
         raise error
     assert told.value.__cause__ is error
 
@@ -408,17 +420,17 @@ def failing(working: Callable[..., Any], calls: int, error: Exception) -> Callab
 
 
 STEP = r"\(the estimate of a step is about [\d.]+ MiB: real data .* MiB \(batch 10 in one piece\)\)"
-SMALLER = r"set a smaller objective\.micro_batch or objective\.batch_syn"
+SMALLER = r"set a smaller execution\.micro_batch or objective\.batch_syn"
 
 
 @pytest.mark.parametrize("kind", ["device", "host"])
 @pytest.mark.parametrize(
     ("owner", "name", "calls", "candidates", "doing"),
     [
-        (TrajectoryMatching, "score_all", 5, 3, "scoring"),
-        (TrajectoryMatching, "score_all", 5, 1, "scoring"),
+        (TrajectoryMatching, "score", 5, 3, "scoring"),
+        (TrajectoryMatching, "score", 5, 1, "scoring"),
         (TrajectoryMatching, "draw", 5, 1, "drawing"),
-        (trajectory_matching, "unroll_adjoint", 2 + 5, 1, "computing the gradient"),  # the probe takes two steps
+        (student, "unroll_adjoint", 2 + 5, 1, "computing the gradient"),  # the probe takes two steps
     ],
 )
 def test_out_of_memory_in_a_step_loses_nothing(
@@ -458,7 +470,7 @@ def test_out_of_memory_in_a_classwise_step_and_in_its_pool(cli: Cli, monkeypatch
 def test_out_of_memory_in_an_evaluation_loses_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         error = OUT_OF_MEMORY["device"]
-        patch.setattr(evaluation, "evaluate_synthetic_set", failing(evaluate_synthetic_set, 1, error))
+        patch.setattr(Evaluation, "__call__", failing(Evaluation.__call__, 1, error))
         line = cli.fit_refused()
     told = rf"memory ran out while training 2 x ConvNet-1-W4 \(evaluation\) at step 4 {STEP}; set smaller evaluation\."
     assert re.search(told, line)
@@ -474,12 +486,12 @@ def test_out_of_memory_in_an_evaluation_loses_nothing(cli: Cli, monkeypatch: pyt
 
 def test_micro_batches_of_a_batch_norm_are_refused_in_one_line(cli: Cli) -> None:
     options = ("--model.network", "ConvNet-1-W4-BN", "--model.pool.path", "new")
-    line = cli.fit_refused(*options, "--model.objective.micro_batch", "4")
+    line = cli.fit_refused(*options, "--model.objective.execution.micro_batch", "4")
     assert re.search(
-        r"micro_batch is 4, but .* all 10 images .*; set objective\.micro_batch: null, or use another", line
+        r"micro_batch is 4, but .* all 10 images .*; set execution\.micro_batch: null, or use another", line
     )
     assert not (cli.folder / "new").exists()
     one_step = ("--trainer.max_steps", "1", "--evaluation", "null")
-    cli.fit(*options, *one_step, "--name", "null", "--model.objective.micro_batch", "null")
-    cli.fit(*options, *one_step, "--name", "auto", "--model.objective.memory_gb", "1e-6")
+    cli.fit(*options, *one_step, "--name", "null", "--model.execution.micro_batch", "null")
+    cli.fit(*options, *one_step, "--name", "auto", "--model.execution.memory_gb", "1e-6")
     assert small.same(cli.learned(name="null"), cli.learned(name="auto"))

@@ -201,15 +201,13 @@ def test_per_image() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InputError, match="factor=0 is out of range: it must be at least 1"):
+    with pytest.raises(InputError, match="factor is 0; it must be at least 1"):
         Formation(0)
-    with pytest.raises(InputError, match="kind 'bound' is unknown: it must be 'single' or 'multi'"):
+    with pytest.raises(InputError, match="formation is 'bound'; use one of single, multi"):
         Formation(2, "bound")  # type: ignore[arg-type]
     images = random_images(9, 1, (2, 8))
     for function in (decode, pack):
-        with pytest.raises(InputError, match=r"factor=3 cuts images of 2 x 8 pixels .* at most 2"):
+        with pytest.raises(InputError, match="factor is 3; it must be at least 1 and at most 2"):
             function(images, Formation(3))
-        with pytest.raises(InputError, match=r"shape \(9, 2, 8\): it takes images of \[n, ch, H, W\]"):
-            function(images[:, 0], Formation(2))
-    with pytest.raises(InputError, match=r"cannot pack 9 images with formation factor=2: .* multiple of 4"):
+    with pytest.raises(InputError, match=r"cannot pack 9 images with factor 2: .* multiple of 4"):
         pack(images, Formation(2))

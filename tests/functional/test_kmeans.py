@@ -5,17 +5,21 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from dd_lightning.functional import kmeans as module
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.kmeans import (
-    Clustering,
-    _lloyd,
-    _lloyd_of_groups,
-    _repair,
-    _sums,
-    kmeans,
-    representatives,
-    representatives_of_groups,
-)
+from dd_lightning.functional.kmeans import Clustering, _repair, _sums, representatives
+
+
+def kmeans(
+    points: Tensor, clusters: int, generator: torch.Generator, max_iterations: int = 300, tolerance: float = 0.0
+) -> Clustering:
+    """Cluster about the mean, as `representatives` does, under other stopping rules than DREAM's."""
+    mean = points.mean(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_ITERATIONS", max_iterations)
+        patch.setattr(module, "TOLERANCE", tolerance)
+        found = module.kmeans(points - mean, clusters, generator)
+    return found._replace(centroids=found.centroids + mean)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -60,7 +64,7 @@ def assert_sound(points: Tensor, found: Clustering) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_scikit_learn(n: int, d: int, clusters: int, seed: int) -> None:
     points = random_points(n, d, seed) + 3
-    found = kmeans(points, clusters, seeded(seed), max_iterations=300, tolerance=0)
+    found = kmeans(points, clusters, seeded(seed))
     centroids, assignments, inertia = sklearn_kmeans(points, start_of(points, clusters, seed))
     torch.testing.assert_close(found.centroids, centroids, rtol=0, atol=1e-6)
     assert torch.equal(found.assignments, assignments)
@@ -74,7 +78,7 @@ def test_an_emptied_cluster_gets_the_farthest_point() -> None:
     seed = seed_starting_at(6, {0, 3, 4})
     # Of {0, 1, 2} and {10, 10, 17}, 17 is the farthest from its own centroid and goes to the empty cluster. So they
     # are {0, 1, 2}, {10, 10} and {17}, and nothing moves any more.
-    found = kmeans(points, 3, seeded(seed), tolerance=0)
+    found = kmeans(points, 3, seeded(seed))
     assert sorted(found.centroids.flatten().tolist()) == [1, 10, 17]
     assert found.iterations == 2
     centroids, assignments, _ = sklearn_kmeans(points, start_of(points, 3, seed))
@@ -88,7 +92,7 @@ def test_several_emptied_clusters_equal_scikit_learn(seed: int) -> None:
     points = torch.cat([random_points(20, 3, seed), random_points(1, 3, 99).expand(60, 3)])
     start = start_of(points, 6, seed)
     assert len(start.unique(dim=0)) < 5
-    found = kmeans(points, 6, seeded(seed), max_iterations=300, tolerance=0)
+    found = kmeans(points, 6, seeded(seed))
     assert_sound(points, found)
     # Which of the empty clusters gets which point is left open there, hence the sorting.
     centroids, _, inertia = sklearn_kmeans(points, start)
@@ -162,7 +166,7 @@ def test_the_two_stopping_rules() -> None:
         moved = torch.stack([points[nearest == cluster].mean(0) for cluster in range(clusters)])
         movements.append(float((moved - centroids).square().sum()))
         centroids = moved
-        found = kmeans(points, clusters, seeded(seed), max_iterations=len(movements), tolerance=0)
+        found = kmeans(points, clusters, seeded(seed), max_iterations=len(movements))
         torch.testing.assert_close(found.centroids, centroids, rtol=0, atol=1e-12)
         assert found.iterations == len(movements)
     assert movements == sorted(movements, reverse=True)
@@ -178,8 +182,8 @@ def test_float32_with_an_offset_equals_float64() -> None:
     # leave errors of about 4 in the squared distances.
     points = (random_points(400, 64) * 64).round() / 64
     for seed in range(3):
-        exact = kmeans(points, 10, seeded(seed), tolerance=0)
-        shifted = kmeans((points + 1e3).float(), 10, seeded(seed), tolerance=0)
+        exact = kmeans(points, 10, seeded(seed))
+        shifted = kmeans((points + 1e3).float(), 10, seeded(seed))
         assert torch.equal(shifted.assignments, exact.assignments)
         torch.testing.assert_close(shifted.centroids.double() - 1e3, exact.centroids, rtol=0, atol=2e-4)
         assert torch.equal(
@@ -215,10 +219,9 @@ def test_cuda_is_reproducible_and_equals_the_host() -> None:
 def test_points_and_graphs_are_left_alone() -> None:
     points = random_points(30, 4).requires_grad_()
     copy = points.detach().clone()
-    found = kmeans(points, 30, seeded(0))
-    assert not found.centroids.requires_grad
+    chosen = representatives(points, 30, seeded(0))
     assert torch.equal(points.detach(), copy)
-    assert torch.equal(found.assignments[torch.randperm(30, generator=seeded(0))], torch.arange(30))
+    assert torch.equal(chosen, torch.randperm(30, generator=seeded(0)))
 
 
 @pytest.mark.parametrize("per_cluster", [1, 2, 3])
@@ -261,62 +264,20 @@ def test_representatives_are_distinct_and_in_bounds(clusters: int, per_cluster: 
         assert set(chosen.tolist()) <= set(range(40))
 
 
-def groups_of_all_kinds(seed: int) -> list[Tensor]:
-    """Return groups of several sizes: spread, in blobs, and mostly one point, so that clusters lose all of theirs."""
-    blobs = 20 * random_points(6, 3, seed).repeat(9, 1) + random_points(54, 3, seed + 1)
-    same = torch.cat([random_points(20, 3, seed), random_points(1, 3, 99).expand(60, 3)])
-    return [random_points(70, 3, seed) + 3, blobs, same, random_points(6, 3, seed)]
-
-
-@pytest.mark.parametrize(("iterations", "tolerance"), [(100, 1e-4), (100, 0.5), (300, 0.0), (1, 0.0), (3, 0.0)])
-@pytest.mark.parametrize("seed", range(4))
-def test_groups_are_clustered_as_one_by_one(iterations: int, tolerance: float, seed: int) -> None:
-    groups = groups_of_all_kinds(seed)
-    one_by_one, together = seeded(seed), seeded(seed)
-    expected = [_lloyd(points, 6, one_by_one, iterations, tolerance) for points in groups]
-    found = _lloyd_of_groups(groups, 6, together, iterations, tolerance)
-    assert torch.equal(one_by_one.get_state(), together.get_state())
-    for own, reference in zip(found, expected, strict=True):
-        assert own.iterations == reference.iterations
-        assert torch.equal(own.assignments, reference.assignments)
-        torch.testing.assert_close(own.centroids, reference.centroids, rtol=0, atol=1e-12)
-    if iterations == 300:
-        assert len({own.iterations for own in found}) > 1  # some wait for others
-
-
-@pytest.mark.parametrize("per_cluster", [1, 2])
-def test_representatives_of_groups_are_those_of_each(per_cluster: int) -> None:
-    groups = [random_points(n, 4, n) for n in (40, 30, 13)]
-    for clusters in (1, 6):
-        generator = seeded(3)
-        expected = [representatives(points, clusters, generator, per_cluster) for points in groups]
-        found = representatives_of_groups(groups, clusters, seeded(3), per_cluster)
-        assert [own.tolist() for own in found] == [own.tolist() for own in expected]
-    with pytest.raises(InputError, match="needs at least 14 images, got 13"):
-        representatives_of_groups(groups, 7, seeded(0), per_cluster=2)
-
-
 def test_errors() -> None:
     points = random_points(10, 2)
-    for function in (kmeans, representatives):
-        with pytest.raises(
-            InputError, match=r"more clusters than images: clusters=11 needs at least 11 images, got 10"
-        ):
-            function(points, 11, seeded(0))
-        with pytest.raises(InputError, match="clusters=0, per_cluster=1: each must be at least 1"):
-            function(points, 0, seeded(0))
-        with pytest.raises(InputError, match=r"shape \(10,\) and torch.float64: it takes points of \[n, d\]"):
-            function(points[:, 0], 2, seeded(0))
-        with pytest.raises(InputError, match=r"torch.float16: it takes points of \[n, d\] in float32 or float64"):
-            function(points.half(), 2, seeded(0))
-        with pytest.raises(InputError, match="not all finite"):
-            function(torch.cat([points, torch.full((1, 2), math.nan)]), 2, seeded(0))
-    with pytest.raises(InputError, match="clusters=4 times per_cluster=3 needs at least 12 images, got 10"):
+    broken = torch.cat([points, torch.full((1, 2), math.nan)])
+    for function in (module.kmeans, representatives):
+        for clusters, message in ((11, "is 11; .* at most 10"), (0, "is 0; .* at least 1")):
+            with pytest.raises(InputError, match=message):
+                function(points, clusters, seeded(0))
+        with pytest.raises(InputError, match="not finite"):
+            function(broken, 2, seeded(0))
+    with pytest.raises(InputError, match=r"is 12; .* at most 10"):
         representatives(points, 4, seeded(0), per_cluster=3)
-    with pytest.raises(InputError, match="per_cluster=0: each must be at least 1"):
+    with pytest.raises(InputError, match="per_cluster is 0; it must be at least 1"):
         representatives(points, 4, seeded(0), per_cluster=0)
-    with pytest.raises(InputError, match="max_iterations=0: it must be at least 1"):
-        kmeans(points, 2, seeded(0), max_iterations=0)
-    for tolerance in (-1.0, math.nan):
-        with pytest.raises(InputError, match="it must be at least 0"):
-            kmeans(points, 2, seeded(0), tolerance=tolerance)
+
+
+def test_the_stopping_rule_is_dream_s() -> None:
+    assert (module.MAX_ITERATIONS, module.TOLERANCE) == (100, 1e-4)

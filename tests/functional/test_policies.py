@@ -141,15 +141,13 @@ def test_nothing_but_the_generator_is_touched() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InputError, match=r"policy 'best' is unknown: it must be one of dsa, idc"):
+    with pytest.raises(InputError, match=r"policy is 'best'; use one of dsa, idc"):
         AugmentationPolicy(ALL, "best")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="names 'blur', which is none of"):
         AugmentationPolicy("color_blur", "idc")
-    with pytest.raises(InputError, match="batch=0: it needs at least 1"):
+    with pytest.raises(InputError, match="batch is 0"):
         AugmentationPolicy(ALL, "idc").draw(seeded(0), 0, SIZE)
-    with pytest.raises(InputError, match="operation 'blur' is unknown: it must be one of color, crop"):
-        DSA().draw_operation("blur", seeded(0), 1, SIZE)
-    with pytest.raises(InputError, match="drawn for 3 samples, got 4"):
+    with pytest.raises(InputError, match=r"drawn for 3 samples .*, got 4"):
         augment_in_turn(torch.ones(4, 1, *SIZE), AugmentationPolicy(ALL, "idc").draw(seeded(0), 3, SIZE))
 
 

@@ -1,12 +1,16 @@
 """The second-order primitive against double backward, finite differences and closed forms."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from dd_lightning.execution.compiled_loss import CompiledLoss, compiled_order
+from dd_lightning.execution import compiled_loss as compiling
+from dd_lightning.execution.compile import compiled
+from dd_lightning.execution.compiled_loss import compiled_loss, compiled_order
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.functional.products import Order, gradient, gradient_products, gradients
+from dd_lightning.functional.products import Order, differentiated, gradient, gradient_products
 from dd_lightning.networks import FunctionalNetwork
 
 ORDERS: tuple[Order, ...] = ("forward_over_reverse", "reverse_over_reverse")
@@ -96,15 +100,16 @@ def test_a_wrong_order_is_found_out(name: str, order: Order, soft: bool) -> None
     assert (torch.dist(exact, forward_first) < 1e-10 * exact.norm()) == (order == "reverse_over_forward")
 
 
-def test_gradients_of_several_networks_on_one_batch() -> None:
+def test_gradients_of_several_networks_on_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "compiled", partial(compiled, backend="aot_eager"))
     network, theta, images, logits, tangent = problem("ConvNet-2-W4")
 
     def loss(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return classification_loss(network(t, x), y)
 
     thetas = torch.stack([theta, theta + tangent, theta - tangent])
-    for each in (loss, CompiledLoss(loss, backend="aot_eager")):
-        together = gradients(each, thetas, images, logits)
+    for each in (differentiated(loss), compiled_loss(loss)):
+        together = each.gradients(thetas, images, logits)
         for row, one in zip(together, thetas, strict=True):
             torch.testing.assert_close(row, gradient(loss, one, images, logits), rtol=1e-12, atol=1e-14)
 

@@ -1,14 +1,18 @@
 """The adjoint of the unrolled student against plain backpropagation through the unroll."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from dd_lightning.execution.compiled_loss import CompiledLoss
+from dd_lightning.execution import compiled_loss as compiling
+from dd_lightning.execution.compile import compiled
+from dd_lightning.execution.compiled_loss import compiled_loss
 from dd_lightning.functional import trajectory
 from dd_lightning.functional.augment import DSA, AugmentationDraw, augment
 from dd_lightning.functional.losses import classification_loss
-from dd_lightning.functional.products import Loss, Order, gradient_products
+from dd_lightning.functional.products import DifferentiatedLoss, Loss, Order, differentiated
 from dd_lightning.functional.trajectory import (
     InnerStep,
     images_augmented_together,
@@ -17,7 +21,6 @@ from dd_lightning.functional.trajectory import (
     trajectory_loss_gradient,
     unroll,
     unroll_adjoint,
-    unroll_together,
 )
 from dd_lightning.networks import FunctionalNetwork
 
@@ -57,20 +60,17 @@ class Problem:
         loss = ((theta - self.target) ** 2).sum() / ((self.start - self.target) ** 2).sum()
         return (loss.detach(), *torch.autograd.grad(loss, leaves))
 
-    def adjoint_gradients(self, order: Order, micro_batch: int | None = None) -> tuple[Tensor, ...]:
-        path = unroll(self.loss, self.start, self.lr, self.images, self.targets, self.steps, micro_batch=micro_batch)
-        adjoint = unroll_adjoint(
-            self.loss,
-            path,
-            self.lr,
-            self.images,
-            self.targets,
-            self.steps,
-            trajectory_loss_gradient(path[-1], self.start, self.target),
-            wrt_targets=self.targets.is_floating_point(),
-            order=order,
-            micro_batch=micro_batch,
-        )
+    def adjoint_gradients(
+        self,
+        order: Order = "reverse_over_reverse",
+        micro_batch: int | None = None,
+        student: DifferentiatedLoss | None = None,
+    ) -> tuple[Tensor, ...]:
+        loss = student or differentiated(self.loss, order)
+        problem = (self.lr, self.images, self.targets, self.steps)
+        (path,) = unroll(loss, [self.start], *problem, micro_batch=micro_batch)
+        cotangent, soft = trajectory_loss_gradient(path[-1], self.start, self.target), self.targets.is_floating_point()
+        adjoint = unroll_adjoint(loss, path, *problem, cotangent, wrt_targets=soft, micro_batch=micro_batch)
         found = (trajectory_loss(path[-1], self.start, self.target), adjoint.images, adjoint.lr)
         return found if adjoint.targets is None else (*found, adjoint.targets)
 
@@ -94,9 +94,7 @@ def test_adjoint_is_exact_for_every_norm(name: str) -> None:
     if "GN" in name:
         name = name.replace("W6", "W8")  # GroupNorm(4, C)
     problem = Problem(name, torch.float64, 5, True, STRATEGY)
-    for value, reference in zip(
-        problem.adjoint_gradients("reverse_over_reverse"), problem.plain_gradients(), strict=True
-    ):
+    for value, reference in zip(problem.adjoint_gradients(), problem.plain_gradients(), strict=True):
         assert relative_error(value, reference) < 1e-10
 
 
@@ -113,12 +111,12 @@ def test_one_inner_step_in_float32_at_equal_theta(order: Order) -> None:
 def test_the_compiled_student_is_exact_in_float64() -> None:
     problem = Problem("ConvNet-1-W4", torch.float64, None, True, STRATEGY)
     reference = problem.plain_gradients()
-    problem.loss, steps = CompiledLoss(problem.loss), problem.steps
+    student, steps = compiled_loss(problem.loss), problem.steps
     problem.steps = steps[:1]
-    problem.adjoint_gradients("reverse_over_reverse")
+    problem.adjoint_gradients(student=student)
     problem.steps = steps
     with torch.compiler.set_stance("fail_on_recompile"):  # what the first step needed serves all
-        found = problem.adjoint_gradients("reverse_over_reverse")
+        found = problem.adjoint_gradients(student=student)
     for value, expected in zip(found, reference, strict=True):
         assert relative_error(value, expected) < 1e-9
 
@@ -127,9 +125,9 @@ def test_the_compiled_student_is_exact_in_float64() -> None:
 def test_compiled_products_in_float32_at_equal_theta() -> None:
     problem = Problem("ConvNet-1-W4", torch.float32, None, False, "none")
     tangent = problem.target - problem.start
-    point = (problem.start, problem.images, problem.targets, tangent)
-    compiled, eager = gradient_products(CompiledLoss(problem.loss), *point), gradient_products(problem.loss, *point)
-    for value, expected in zip(compiled[:3], eager[:3], strict=True):
+    point = (problem.start, problem.images, problem.targets, tangent, False)
+    found, exact = compiled_loss(problem.loss).products(*point), differentiated(problem.loss).products(*point)
+    for value, expected in zip(found[:3], exact[:3], strict=True):
         assert value is not None
         assert expected is not None
         assert relative_error(value, expected) < 1e-4
@@ -138,35 +136,37 @@ def test_compiled_products_in_float32_at_equal_theta() -> None:
 @pytest.mark.parametrize(
     ("batch", "soft"), [(3, True), (5, False)], ids=["soft, with remainder", "hard, with remainder"]
 )
-def test_the_student_is_compiled_once_for_each_shape(batch: int, soft: bool) -> None:
+def test_the_student_is_compiled_once_for_each_shape(batch: int, soft: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # All that compiling does but the making of machine code, which takes most of the time.
+    monkeypatch.setattr(compiling, "compiled", partial(compiled, backend="aot_eager"))
     problem = Problem("ConvNet-1-W4", torch.float64, batch, soft, STRATEGY)
     reference = problem.plain_gradients()
-    problem.loss, steps = CompiledLoss(problem.loss, backend="aot_eager"), problem.steps
+    student, steps = compiled_loss(problem.loss), problem.steps
     problem.steps = list({len(step.indices): step for step in steps}.values())
     assert len(problem.steps) == 2
-    problem.adjoint_gradients("reverse_over_reverse")
+    problem.adjoint_gradients(student=student)
     problem.steps = steps
     with torch.compiler.set_stance("fail_on_recompile"):
-        found = problem.adjoint_gradients("reverse_over_reverse")
+        found = problem.adjoint_gradients(student=student)
     for value, expected in zip(found, reference, strict=True):
         assert relative_error(value, expected) < 1e-9
 
 
-def test_any_number_of_losses_may_be_compiled_in_a_process() -> None:
+def test_any_number_of_losses_may_be_compiled_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "compiled", partial(compiled, backend="eager"))
     point = (torch.tensor([3.0]), torch.tensor([2.0]), torch.zeros(1))
     for factor in range(10):
-        loss = CompiledLoss(lambda t, x, y, factor=factor: factor * (t**2 * x).sum(), backend="eager")  # type: ignore[misc]
-        assert gradient_products(loss, *point, torch.ones(1)).hessian.item() == 4 * factor
+        loss = compiled_loss(lambda t, x, y, factor=factor: factor * (t**2 * x).sum())  # type: ignore[misc]
+        assert loss.products(*point, torch.ones(1), False).hessian.item() == 4 * factor
 
 
 def test_finite_difference_of_the_whole_matching_loss() -> None:
     problem = Problem("ConvNet-2-W6-SIGMOID", torch.float64, 3, True, STRATEGY)
-    _, by_images, by_lr, by_targets = problem.adjoint_gradients("reverse_over_reverse")
+    _, by_images, by_lr, by_targets = problem.adjoint_gradients()
     generator = torch.Generator().manual_seed(9)
 
     def loss_at(images: Tensor, lr: Tensor, targets: Tensor) -> float:
-        path = unroll(problem.loss, problem.start, lr, images, targets, problem.steps)
+        (path,) = unroll(differentiated(problem.loss), [problem.start], lr, images, targets, problem.steps)
         return float(trajectory_loss(path[-1], problem.start, problem.target))
 
     direction = [torch.randn(t.shape, generator=generator).double() for t in (by_images, by_lr, by_targets)]
@@ -200,9 +200,10 @@ def test_students_together_are_those_one_by_one(
     problem = Problem(name, torch.float64, batch, soft, STRATEGY)
     arguments = (problem.lr, problem.images, problem.targets, problem.steps)
     thetas = [problem.start, problem.target, problem.start + problem.target]
-    single = [unroll(problem.loss, theta, *arguments, micro_batch) for theta in thetas]
+    loss = differentiated(problem.loss)
+    single = [unroll(loss, [theta], *arguments, micro_batch=micro_batch)[0] for theta in thetas]
     for vectorized in (False, True):
-        paths = unroll_together(problem.loss, thetas, *arguments, micro_batch=micro_batch, vectorized=vectorized)
+        paths = unroll(loss, thetas, *arguments, micro_batch=micro_batch, vectorized=vectorized)
         for path, reference in zip(paths, single, strict=True):
             assert len(path) == STEPS + 1
             for theta, expected in zip(path, reference, strict=True):
@@ -227,7 +228,7 @@ def test_batches_are_augmented_in_a_few_calls(monkeypatch: pytest.MonkeyPatch) -
     for together, most in ((2**20, 2 * 6), (10 * image, 2 * STEPS), (0, 2 * STEPS)):
         calls.clear()
         monkeypatch.setattr(trajectory, "AUGMENTED_TOGETHER", together)
-        found[together] = problem.adjoint_gradients("reverse_over_reverse")
+        found[together] = problem.adjoint_gradients()
         assert len(calls) <= most
         assert len(calls) == 2 * STEPS or together
         assert images_augmented_together(5, STEPS, image) == {2**20: 5 * STEPS, 10 * image: 10, 0: 5}[together]
@@ -242,22 +243,22 @@ def test_every_operation_is_replayed_in_pieces() -> None:
     siamese = [step._replace(augmentation=step.augmentation.part(0, 1)) for step in problem.steps]
     for steps in (problem.steps, siamese):
         problem.steps = steps
-        whole = problem.adjoint_gradients("reverse_over_reverse")
-        for value, reference in zip(problem.adjoint_gradients("reverse_over_reverse", 3), whole, strict=True):
+        whole = problem.adjoint_gradients()
+        for value, reference in zip(problem.adjoint_gradients(micro_batch=3), whole, strict=True):
             assert relative_error(value, reference) < 1e-12
 
 
 @pytest.mark.parametrize("micro_batch", [8, 100])
 def test_one_piece_is_the_whole_bit_for_bit(micro_batch: int) -> None:
     problem = Problem("ConvNet-2-W6", torch.float32, 5, True, STRATEGY)
-    whole, pieces = (problem.adjoint_gradients("reverse_over_reverse", micro) for micro in (None, micro_batch))
+    whole, pieces = (problem.adjoint_gradients(micro_batch=micro) for micro in (None, micro_batch))
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
 
 
 def test_pieces_of_a_batch_norm_are_not_the_whole() -> None:
     # which is why FunctionalNetwork tells them apart, and TrajectoryMatching refuses
     problem = Problem("ConvNet-2-W6-BN", torch.float64, None, False, "none")
-    whole, pieces = (problem.adjoint_gradients("reverse_over_reverse", micro)[1] for micro in (None, 4))
+    whole, pieces = (problem.adjoint_gradients(micro_batch=micro)[1] for micro in (None, 4))
     assert relative_error(pieces, whole) > 1e-3
 
 
@@ -275,14 +276,15 @@ def test_a_batch_is_cut_into_pieces_with_their_shares() -> None:
 def test_images_outside_every_batch_have_zero_gradient() -> None:
     problem = Problem("ConvNet-2-W6", torch.float64, 3, False, "none")
     problem.steps = problem.steps[:1]
-    _, by_images, _ = problem.adjoint_gradients("reverse_over_reverse")
+    _, by_images, _ = problem.adjoint_gradients()
     used = problem.steps[0].indices.tolist()
     assert all((by_images[i].norm() > 0) == (i in used) for i in range(8))
 
 
 def test_unroll_is_plain_sgd() -> None:
     problem = Problem("ConvNet-2-W6", torch.float64, 3, False, STRATEGY)
-    path = unroll(problem.loss, problem.start, problem.lr, problem.images, problem.targets, problem.steps)
+    arguments = (problem.lr, problem.images, problem.targets, problem.steps)
+    (path,) = unroll(differentiated(problem.loss), [problem.start], *arguments)
     theta = problem.start.clone().requires_grad_()
     sgd = torch.optim.SGD([theta], lr=0.05)
     for here, (indices, draw) in zip(path, problem.steps, strict=False):

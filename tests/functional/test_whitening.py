@@ -72,11 +72,11 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InputError, match=r"shape \(1, 3, 4, 4\): give at least 2 images"):
+    with pytest.raises(InputError, match="images is 1; it must be at least 2"):
         fit_zca(correlated_images(1))
-    with pytest.raises(InputError, match=r"eps=0\.0 must be above 0"):
+    with pytest.raises(InputError, match="eps is 0; it must be above 0"):
         fit_zca(correlated_images(3), eps=0.0)
     zca = fit_zca(correlated_images(3))
     for function in (apply_zca, invert_zca):
-        with pytest.raises(InputError, match="have 12 values each, but this ZCA was fitted on 48: use"):
+        with pytest.raises(InputError, match="have 12 values each, this ZCA was fitted on 48"):
             function(torch.zeros(2, 3, 2, 2), zca)

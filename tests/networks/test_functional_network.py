@@ -180,6 +180,58 @@ def test_batch_norm_uses_the_batch_and_remembers_nothing() -> None:
     assert not torch.allclose(network(theta, images[:3]), first[:3], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["ConvNet-2-W8-BN", "torchvision/resnet18"])
+def test_running_statistics_are_those_of_the_module(name: str) -> None:
+    network = tiny(name)
+    module = build_network(name, 2, 5, (8, 8)).double().train()
+    theta, statistics = network.flatten(module), network.initial_statistics().double()
+    for step in range(3):
+        images = data()[0] * (1 + step) + step
+        logits, statistics = network.training_pass(theta, statistics, images)
+        assert torch.equal(logits, network(theta, images))
+        torch.testing.assert_close(logits, module(images), rtol=1e-10, atol=1e-10)
+    running = torch.cat([buffer for name, buffer in module.named_buffers() if "running" in name])
+    assert len(running) == network.num_statistics
+    torch.testing.assert_close(statistics, running, rtol=1e-10, atol=1e-12)
+    module.eval()
+    images = data()[0]
+    torch.testing.assert_close(network.test_pass(theta, statistics, images), module(images), rtol=1e-10, atol=1e-10)
+    assert torch.equal(network.test_pass(theta, statistics[:0], images), network(theta, images))
+
+
+def test_each_norm_has_its_own_momentum_and_may_keep_no_statistics() -> None:
+    def build(channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+        norms = [nn.BatchNorm2d(2, momentum=0.3), nn.BatchNorm2d(2, track_running_stats=False)]
+        return nn.Sequential(*norms, nn.Flatten(), nn.BatchNorm1d(128, momentum=None), nn.Linear(128, num_classes))
+
+    network, images = FunctionalNetwork(build, SHAPE, 5), data()[0]
+    assert network.num_statistics == 2 * (2 + 128)
+    theta = network.initial(0).double()
+    statistics = network.training_pass(theta, network.initial_statistics().double(), images)[1]
+    first = nn.BatchNorm2d(2, momentum=0.3).double()
+    first(images)
+    assert first.running_mean is not None
+    assert first.running_var is not None
+    torch.testing.assert_close(statistics[:2], first.running_mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(statistics[2:4], first.running_var, rtol=1e-12, atol=1e-12)
+    assert float(statistics[4:].sub(network.initial_statistics()[4:]).abs().max()) > 0.01
+
+
+def test_running_statistics_under_vmap() -> None:
+    network = tiny("ConvNet-2-W8-BN")
+    thetas = torch.stack([network.initial(seed) for seed in range(3)]).double()
+    statistics = torch.stack([network.initial_statistics() + seed for seed in range(3)]).double()
+    images = torch.stack([data()[0] + shift for shift in range(3)])
+    every = torch.func.vmap(network.training_pass)(thetas, statistics, images)
+    tested = torch.func.vmap(network.test_pass)(thetas, statistics, images)
+    for k in range(3):
+        for value, expected in zip(every, network.training_pass(thetas[k], statistics[k], images[k]), strict=True):
+            torch.testing.assert_close(value[k], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            tested[k], network.test_pass(thetas[k], statistics[k], images[k]), rtol=0, atol=1e-12
+        )
+
+
 def test_buffers_are_copied_for_each_call() -> None:
     network = FunctionalNetwork(Shifted, SHAPE, 5).to("cpu")
     assert not network.vmappable

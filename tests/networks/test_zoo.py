@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from dd_lightning.networks import FunctionalNetwork, ZooNetwork, build_network, known_names, network_name
-from tests.networks.zoo_checks import (
+from tests.networks.checks import (
     check_builds_and_runs,
     check_canonical,
     check_features,
@@ -94,14 +94,14 @@ def test_names_stay_as_they_are(name: str) -> None:
         ("torchvision/fcn_resnet50", r"unknown model 'fcn_resnet50': did you mean resnet50"),
         ("torchvision/zzz", r"unknown model 'zzz': see torchvision\.models\.list_models\(\)"),
         ("torchvision/", r"unknown model ''"),
-        ("torchvision", r"unknown network 'torchvision': say one of .*torchvision/<model>\[/small\]"),
+        ("torchvision", r"unknown network 'torchvision': use one of .*torchvision/<model>\[/small\]"),
         ("torchvision/resnet18/big", r"is not understood: the form is torchvision/<model>\[/small\]"),
         ("torchvision/resnet18/small/small", r"is not understood"),
         ("torchvision/squeezenet1_1", r"ends in a Conv2d, not in a linear layer of 10 logits: use a model that does"),
         (LIGHT + "/small", r"does not start with a 7 x 7 convolution of stride 2 and a max pooling: leave out /small"),
         ("torchvision/alexnet", r"does not take images of 32 x 32 \(Given input size.*\): use larger images or"),
-        ("ConvNet/3", r"unknown network 'ConvNet/3': say one of"),
-        ("ConvNet-3/small", r"unknown network 'ConvNet-3/small': say one of"),
+        ("ConvNet/3", r"unknown network 'ConvNet/3': use one of"),
+        ("ConvNet-3/small", r"unknown network 'ConvNet-3/small': use one of"),
     ],
 )
 def test_errors(name: str, message: str) -> None:

@@ -18,10 +18,10 @@ from dd_lightning.functional.policies import augment_in_turn
 from dd_lightning.functional.products import gradient_products
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork, build_network, training_loss
-from dd_lightning.objectives import BidirectionalMatching, GradientMatching
+from dd_lightning.objectives import BidirectionalMatching, GradientMatching, base
 from dd_lightning.objectives.base import ScoredCandidate
-from dd_lightning.objectives.class_statistics import Statistics
-from dd_lightning.objectives.classwise import ClassBatch, ClasswiseDraw
+from dd_lightning.objectives.class_statistics import ClassBatch, Statistics
+from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.pools import Candidate, NetworkPool
 from dd_lightning.sets.class_batches import class_representatives
 from dd_lightning.sets.color_spaces import NormalizedSpace
@@ -140,20 +140,24 @@ class Problem:
     def candidate(self) -> Candidate:
         return Candidate((0,), self.theta)
 
+    @property
+    def given(self) -> base.Problem:
+        return base.Problem(self.synthetic, self.real, self.network)
+
     def draw(self, step: int = 0, seed: int = 7) -> ClasswiseDraw:
-        context = StepContext(seed, step)
-        return self.objective.draw(self.synthetic, self.real, self.network, lambda: self.candidate, context)
+        return self.objective.draw(self.given, lambda: self.candidate, StepContext(seed, step))
 
-    def score(self, draw: ClasswiseDraw, sole: bool = True) -> ScoredCandidate:
-        return self.objective.score(self.synthetic, self.real, self.network, self.candidate, draw, sole)
+    def score(self, draw: ClasswiseDraw, with_gradient: bool = True) -> ScoredCandidate:
+        (scored,) = self.objective.score(self.given, [self.candidate], draw, with_gradient=with_gradient)
+        return scored
 
-    def loss_and_gradient(self, draw: ClasswiseDraw, sole: bool = True) -> tuple[Tensor, Tensor]:
-        return self.backward(self.score(draw, sole))
+    def loss_and_gradient(self, draw: ClasswiseDraw, with_gradient: bool = True) -> tuple[Tensor, Tensor]:
+        return self.backward(self.score(draw, with_gradient))
 
     def backward(self, scored: ScoredCandidate) -> tuple[Tensor, Tensor]:
         """Return the loss and the gradient that its backward leaves at the stored images."""
         self.synthetic.images.grad = None
-        loss = self.objective.loss(self.synthetic, self.network, scored)
+        loss = self.objective.loss(self.given, scored)
         loss.backward()
         assert self.synthetic.images.grad is not None
         assert torch.equal(loss.detach(), scored.loss)
@@ -325,11 +329,9 @@ class Calls:
         self.made: list[tuple[str, bool]] = []
         original = objective.statistics
 
-        def recorded(
-            network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor, graph: bool
-        ) -> Statistics:
-            self.made.append(("real" if len(images) == BATCH else "synthetic", graph))
-            return original(network, theta, images, targets, graph)
+        def recorded(network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
+            self.made.append(("real" if len(images) == BATCH else "synthetic", torch.is_grad_enabled()))
+            return original(network, theta, images, targets)
 
         monkeypatch.setattr(objective, "statistics", recorded)
 
@@ -350,12 +352,12 @@ def test_a_gradient_costs_one_pass_of_synthetic_images_and_none_of_real_ones(
     draw = case.draw()
     calls = Calls(case.objective, monkeypatch)
 
-    scored = case.score(draw, sole=True)
+    scored = case.score(draw, with_gradient=True)
     assert calls.take() == {("real", False): CLASSES, ("synthetic", True): CLASSES}
     sole_loss, sole = (tensor.clone() for tensor in case.backward(scored))
     assert calls.take() == {}
 
-    scored = case.score(draw, sole=False)
+    scored = case.score(draw, with_gradient=False)
     assert calls.take() == {("real", False): CLASSES, ("synthetic", False): CLASSES}
     loss, gradient = case.backward(scored)
     assert calls.take() == {("synthetic", True): CLASSES}
@@ -370,15 +372,15 @@ def test_a_graph_is_gone_before_the_next_class(monkeypatch: pytest.MonkeyPatch) 
     made: list[weakref.ref[Tensor]] = []
     alive = []
 
-    def recorded(network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor, graph: bool) -> Statistics:
+    def recorded(network: FunctionalNetwork, theta: Tensor, images: Tensor, targets: Tensor) -> Statistics:
         alive.append(sum(reference() is not None for reference in made))
-        statistics = original(network, theta, images, targets, graph)
-        made.extend(weakref.ref(statistic) for statistic in statistics if graph)
+        statistics = original(network, theta, images, targets)
+        made.extend(weakref.ref(statistic) for statistic in statistics if torch.is_grad_enabled())
         return statistics
 
     monkeypatch.setattr(case.objective, "statistics", recorded)
-    case.score(draw, sole=True)
-    scored = case.score(draw, sole=False)
+    case.score(draw, with_gradient=True)
+    scored = case.score(draw, with_gradient=False)
     case.backward(scored)
     assert len(made) == 2 * 3 * CLASSES
     assert alive == [0] * 5 * CLASSES
@@ -408,7 +410,7 @@ def test_loss_can_be_weighted() -> None:
     scored = case.score(case.draw())
     _, gradient = case.backward(scored)
     images = case.synthetic.images
-    loss = case.objective.loss(case.synthetic, case.network, scored)
+    loss = case.objective.loss(case.given, scored)
     torch.testing.assert_close(torch.autograd.grad(-3 * loss, images)[0], -3 * gradient, rtol=1e-15, atol=0)
 
 
@@ -546,12 +548,10 @@ def test_nothing_is_touched() -> None:
     before, state = [tensor.detach().clone() for tensor in tensors], torch.get_rng_state()
     draw = case.draw()
     kept = [draw.images.clone(), *(batch.real.clone() for batch in draw.classes)]
-    for sole in (True, False):
-        scored = case.score(draw, sole)
+    for with_gradient in (True, False):
+        scored = case.score(draw, with_gradient)
         assert all(tensor.grad is None for tensor in tensors)
-        images_gradient = torch.autograd.grad(
-            case.objective.loss(case.synthetic, case.network, scored), case.synthetic.images
-        )[0]
+        images_gradient = torch.autograd.grad(case.objective.loss(case.given, scored), case.synthetic.images)[0]
         assert float(images_gradient.norm()) > 0
     assert all(tensor.grad is None for tensor in tensors)
     assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
@@ -569,9 +569,9 @@ def test_nothing_is_lost_when_the_synthetic_images_are_the_real_ones(
     objective = bidirectional(metric=metric, augmentation=augmentation, policy=policy)
     # With batch norm; instance norm is rounded otherwise where a graph is made.
     case = problem(objective, "ConvNet-2-W4-BN")
-    objective.augmentation, wanted = bidirectional(augmentation="none").augmentation, objective.augmentation
+    case.objective = bidirectional(metric=metric, augmentation="none")
     own = torch.cat([batch.real for batch in case.draw().classes])
-    objective.augmentation = wanted
+    case.objective = objective
     case.synthetic = SyntheticSet(own, class_labels(CLASSES, BATCH), 0.01)
     draw = case.draw()
     for batch in draw.classes:  # the draw is shared by all images: real ones first, synthetic ones after
@@ -587,10 +587,10 @@ def test_nothing_is_lost_when_the_synthetic_images_are_the_real_ones(
     # 1 - n^2 / (n^2 + eps) for each row of norm n
     expected = 0.0
     for batch in draw.classes:
-        statistics = objective.statistics(case.network, case.theta, batch.real, batch.real_targets, graph=False)
+        statistics = objective.statistics(case.network, case.theta, batch.real, batch.real_targets)
         for layer in statistics:
             squares = (layer.flatten(1) if layer.ndim > 1 else layer[None]).square().sum(1)
-            expected += float((1e-6 / (squares + 1e-6)).sum())
+            expected += float((1e-6 / (squares + 1e-6)).sum().detach())
     assert float(loss) == pytest.approx(expected, rel=1e-9)
     assert expected < 0.1
 
@@ -641,13 +641,13 @@ def test_networks_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"batch_syn": 0}, "batch_real is 5 and batch_syn is 0; both must be at least 1 image"),
-        ({"batch_real": 0}, "batch_real is 0 and batch_syn is 128; both must be at least 1 image"),
+        ({"batch_syn": 0}, "batch_syn is 0; it must be at least 1"),
+        ({"batch_real": 0}, "batch_real is 0; it must be at least 1"),
         ({"augmentation": "blur"}, "blur"),
         ({"sampling": "representative", "interval": 0}, "interval is 0; .* at least 1"),
-        ({"sampling": "representative", "per_cluster": 2}, "per_cluster is 2; it must be at least 1 and divide .*, 5"),
+        ({"sampling": "representative", "per_cluster": 2}, "per_cluster is 2; it must divide .*, 5"),
         ({"sampling": "representative", "per_cluster": 0}, "per_cluster is 0"),
-        ({"alpha": -0.5}, "alpha is -0.5; the weight of the feature distance must be at least 0"),
+        ({"alpha": -0.5}, "alpha is -0.5; it must be at least 0"),
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"alpha": float("inf")}, "alpha is inf"),
     ],

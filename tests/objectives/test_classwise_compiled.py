@@ -10,12 +10,19 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dd_lightning.execution.compile import compiles
+from dd_lightning.execution import compile as compile_module
+from dd_lightning.execution.compile import compiled, compiles
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import Formation
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import BidirectionalMatching, DistributionMatching, GradientMatching, classwise
-from dd_lightning.objectives.class_statistics import CompiledMatching
+from dd_lightning.objectives import (
+    BidirectionalMatching,
+    DistributionMatching,
+    GradientMatching,
+    Workload,
+    class_statistics,
+)
 from dd_lightning.objectives.classwise import ClasswiseMatching
 from dd_lightning.sets.color_spaces import NormalizedSpace
 from tests import small
@@ -35,29 +42,17 @@ class Compilers:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.backend: Any = "eager"
         self.calls: list[str] = []
-        compilers = self
 
-        class Noted(CompiledMatching):
-            def real(self, *args: Any) -> Any:  # noqa: ANN401
-                compilers.calls.append("real")
-                return super().real(*args)
+        def noted(function: Any) -> Any:  # noqa: ANN401
+            code = compiled(function, self.backend)
 
-            def matched(self, *args: Any) -> Any:  # noqa: ANN401
-                compilers.calls.append("matched")
-                return super().matched(*args)
+            def call(*arguments: Any) -> Any:  # noqa: ANN401
+                self.calls.append(function.__name__)
+                return code(*arguments)
 
-            def compared(self, *args: Any) -> Any:  # noqa: ANN401
-                compilers.calls.append("compared")
-                return super().compared(*args)
+            return call
 
-            def pulled_back(self, *args: Any) -> Any:  # noqa: ANN401
-                compilers.calls.append("pulled_back")
-                return super().pulled_back(*args)
-
-        def made(statistics: Any, terms: Any) -> CompiledMatching:  # noqa: ANN401
-            return Noted(statistics, terms, self.backend)
-
-        monkeypatch.setattr(classwise, "CompiledMatching", made)
+        monkeypatch.setattr(class_statistics, "compiled", noted)
 
     def take(self) -> dict[str, int]:
         counts = {call: self.calls.count(call) for call in self.calls}
@@ -87,8 +82,10 @@ def in_float32(case: Problem) -> Problem:
 
 
 def prepare(case: Problem, candidates: int = 2) -> None:
-    case.objective.compile, case.objective._candidates = "on", candidates
-    case.objective.prepare(case.network, case.synthetic, 1, lambda _: None)
+    precision = (case.objective.execution or Execution()).precision
+    case.objective.execution = Execution(compile="on", precision=precision)
+    case.objective.plan_memory(Workload(case.network, case.synthetic.decoded_size, candidates=candidates), Execution())
+    case.objective.prepare(case.given, 1, lambda _: None)
     torch.compiler.set_stance("fail_on_recompile")
 
 
@@ -99,15 +96,15 @@ def test_compiled_is_eager_up_to_rounding(kind: str, compilers: Compilers) -> No
     eager = [[value.clone() for value in case.loss_and_gradient(draw)] for draw in draws]
     terms = case.score(draws[0]).terms
     prepare(case)
-    assert compilers.take() == {"real": 1, "matched": 1, "compared": 1, "pulled_back": 1}
+    assert compilers.take() == {"statistics": 3, "matched": 1, "pulled_back": 1}
     for draw, (loss, gradient) in zip(draws, eager, strict=True):
-        for sole in (True, False):
-            found_loss, found = case.loss_and_gradient(draw, sole)
+        for with_gradient in (True, False):
+            found_loss, found = case.loss_and_gradient(draw, with_gradient)
             assert relative_error(found_loss, loss) < 1e-12
             assert float(gradient.norm()) > 1e-6
             assert relative_error(found, gradient) < 1e-12
-            wanted = {"matched": 3} if sole else {"compared": 3, "pulled_back": 3}
-            assert compilers.take() == {"real": 3, **wanted}
+            wanted = {"statistics": 3, "matched": 3} if with_gradient else {"statistics": 6, "pulled_back": 3}
+            assert compilers.take() == wanted
     found_terms = case.score(draws[0]).terms
     assert list(found_terms) == list(terms)
     assert all(relative_error(found_terms[name], terms[name]) < 1e-12 for name in terms)
@@ -119,7 +116,7 @@ def test_compiled_with_batch_norm_in_float32(kind: str, compilers: Compilers) ->
     case = in_float32(case_of(kind, "ConvNet-2-W4-BN"))
     loss, gradient = (value.clone() for value in case.loss_and_gradient(case.draw()))
     prepare(case, candidates=1)
-    assert compilers.take() == {"real": 1, "matched": 1}
+    assert compilers.take() == {"statistics": 1, "matched": 1}
     found_loss, found = case.loss_and_gradient(case.draw())
     assert found.dtype == torch.float32
     assert relative_error(found_loss, loss) < 1e-5
@@ -128,10 +125,10 @@ def test_compiled_with_batch_norm_in_float32(kind: str, compilers: Compilers) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16(kind: str, compilers: Compilers) -> None:
-    exact, rounded = in_float32(case_of(kind)), in_float32(case_of(kind, precision="bfloat16"))
+    exact, rounded = in_float32(case_of(kind)), in_float32(case_of(kind, execution=Execution(precision="bfloat16")))
     loss, gradient = exact.loss_and_gradient(exact.draw())
     found_loss, found = (value.clone() for value in rounded.loss_and_gradient(rounded.draw()))
-    scored = rounded.score(rounded.draw(), sole=False)
+    scored = rounded.score(rounded.draw(), with_gradient=False)
     assert found_loss.dtype == found.dtype == torch.float32
     assert all(cotangent.dtype == torch.float32 for cotangents in scored.work for cotangent in cotangents)
     assert 1e-5 < relative_error(found_loss, loss) < 0.1
@@ -139,10 +136,10 @@ def test_bfloat16(kind: str, compilers: Compilers) -> None:
     if kind != "features":
         return
     prepare(rounded)
-    for sole in (True, False):
-        compiled_loss, compiled = rounded.loss_and_gradient(rounded.draw(), sole)
-        assert relative_error(compiled_loss, loss) < 0.1
-        assert relative_error(compiled, gradient) < 0.3
+    for with_gradient in (True, False):
+        found_loss, found = rounded.loss_and_gradient(rounded.draw(), with_gradient)
+        assert relative_error(found_loss, loss) < 0.1
+        assert relative_error(found, gradient) < 0.3
 
 
 # In a run
@@ -155,8 +152,13 @@ class NothingElse(Callback):
         torch.compiler.set_stance("fail_on_recompile")
 
 
-def run(folder: Path, *callbacks: Callback, pool: dict[str, Any] | None = None, **options: Any) -> DistillationModule:  # noqa: ANN401
-    objective = GradientMatching(batch_real=8, **options)
+def run(
+    folder: Path,
+    *callbacks: Callback,
+    pool: dict[str, Any] | None = None,
+    **execution: Any,  # noqa: ANN401
+) -> DistillationModule:
+    objective = GradientMatching(batch_real=8, execution=Execution(**execution))
     distilled = small.network_module({"num_networks": 2} | (pool or {}), objective=objective)
     small.fit(folder, distilled, *callbacks, steps=3)
     torch.compiler.set_stance("default")
@@ -170,23 +172,26 @@ def test_a_compiled_run(
     # between two selections, a step scores one candidate
     selection = partial(small.selection, num_candidates=candidates, every_n_steps=2)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
-        compiled = run(tmp_path, selection(), NothingElse(), compile="on")
+        found = run(tmp_path, selection(), NothingElse(), compile="on")
     assert [r.getMessage() for r in caplog.records if "compiling the matching of a class" in r.getMessage()]
     calls = compilers.take()
     if candidates == 1:
-        assert calls == {"real": 1 + 9, "matched": 1 + 9}
+        assert calls == {"statistics": 1 + 9, "matched": 1 + 9}
     else:
-        assert calls == {"real": 1 + 15, "matched": 1 + 3, "compared": 1 + 12, "pulled_back": 1 + 6}
+        assert calls == {"statistics": 3 + 15 + 12, "matched": 1 + 3, "pulled_back": 1 + 6}
     eager = run(tmp_path, selection())
     assert compilers.take() == {}
-    for value, reference in zip(small.learned(compiled), small.learned(eager), strict=True):
+    for value, reference in zip(small.learned(found), small.learned(eager), strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-3, atol=1e-4)
-    assert not small.same(small.learned(compiled), small.learned(eager))  # or nothing was compiled
-    assert list(compiled.state_dict()) == list(eager.state_dict())
+    assert not small.same(small.learned(found), small.learned(eager))  # or nothing was compiled
+    assert list(found.state_dict()) == list(eager.state_dict())
 
 
 def test_off_is_what_there_was(tmp_path: Path, compilers: Compilers) -> None:
-    plain, off = run(tmp_path), run(tmp_path, compile=False, precision="tf32", pool={"compile": "auto"})
+    plain, off = (
+        run(tmp_path),
+        run(tmp_path, compile=False, precision="tf32", pool={"execution": Execution(compile="auto")}),
+    )
     assert small.same(small.learned(plain), small.learned(off))  # tf32 is CUDA's
     assert compilers.take() == {}
 
@@ -196,12 +201,12 @@ def test_where_it_fails(compilers: Compilers, tmp_path: Path, monkeypatch: pytes
         raise RuntimeError("no C++ compiler\nmore lines")
 
     compilers.backend = backend
-    message = r"compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set objective\.compile: off"
+    message = r"compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set execution\.compile: off"
     with pytest.raises(InputError, match=message) as refused:
         run(tmp_path, compile="on")
     assert "\n" not in str(refused.value)
     eager = small.learned(run(tmp_path))
-    monkeypatch.setattr(classwise, "compiles", lambda *_: True)
+    monkeypatch.setattr(compile_module, "compiles", lambda *_: True)
     with pytest.warns(UserWarning, match="torch.compile fails for the matching of a class .*: going on without"):
         assert small.same(small.learned(run(tmp_path, compile="auto")), eager)
 
@@ -217,17 +222,7 @@ def test_auto_compiles_long_runs_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) 
     finally:
         torch.use_deterministic_algorithms(False)
     case, asked = case_of("gradients"), list[tuple[Any, ...]]()
-    monkeypatch.setattr(classwise, "compiles", lambda *arguments: asked.append(arguments))
-    case.objective.compile = "auto"
-    case.objective.prepare(case.network, case.synthetic, 100, lambda _: None)
+    monkeypatch.setattr(compile_module, "compiles", lambda *arguments: asked.append(arguments))
+    case.objective.execution = Execution(compile="auto")
+    case.objective.prepare(case.given, 100, lambda _: None)
     assert asked == [("auto", cpu, 300)]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_unknown_choices(kind: str) -> None:
-    make, settings = KINDS[kind]
-    choices: list[dict[str, Any]] = [{"compile": "fast"}, {"precision": "half"}]
-    with pytest.raises(InputError, match="compile is 'fast'; use one of auto, on, off"):
-        make(**settings, **choices[0])
-    with pytest.raises(InputError, match="precision is 'half'; use one of float32, tf32, bfloat16"):
-        make(**settings, **choices[1])

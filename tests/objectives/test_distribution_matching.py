@@ -1,6 +1,7 @@
 """Distribution matching against a loop over classes written from the equation, on ordinary modules."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.policies import augment_in_turn
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork, build_network
+from dd_lightning.objectives import base
 from dd_lightning.objectives.classwise import ClasswiseDraw
 from dd_lightning.objectives.distribution_matching import DistributionMatching
 from dd_lightning.pools import LiveNetwork, NetworkPool
@@ -35,14 +37,17 @@ class Problem:
         self.synthetic = SyntheticSet(start, class_labels(CLASSES, 2), 0.01, Formation(factor)).double()
         self.candidate = LiveNetwork((0,), self.network.initial(0).double())
 
-    def draw(self, step: int = 0) -> ClasswiseDraw:
-        context = StepContext(3, step)
-        return self.objective.draw(self.synthetic, self.real, self.network, lambda: self.candidate, context)
+    @property
+    def given(self) -> base.Problem:
+        return base.Problem(self.synthetic, self.real, self.network)
 
-    def loss_and_gradient(self, draw: ClasswiseDraw, sole: bool) -> tuple[Tensor, Tensor]:
+    def draw(self, step: int = 0) -> ClasswiseDraw:
+        return self.objective.draw(self.given, lambda: self.candidate, StepContext(3, step))
+
+    def loss_and_gradient(self, draw: ClasswiseDraw, with_gradient: bool) -> tuple[Tensor, Tensor]:
         self.synthetic.images.grad = None
-        scored = self.objective.score(self.synthetic, self.real, self.network, self.candidate, draw, sole)
-        loss = self.objective.loss(self.synthetic, self.network, scored)
+        (scored,) = self.objective.score(self.given, [self.candidate], draw, with_gradient=with_gradient)
+        loss = self.objective.loss(self.given, scored)
         loss.backward()
         assert self.synthetic.images.grad is not None
         return loss.detach(), self.synthetic.images.grad
@@ -65,14 +70,14 @@ def slow_loss(problem: Problem, draw: ClasswiseDraw) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("sole", [True, False])
+@pytest.mark.parametrize("with_gradient", [True, False])
 @pytest.mark.parametrize("factor", [1, 2])
 @pytest.mark.parametrize("policy", ["dsa", "idc"])
-def test_equals_a_slow_loop(policy: str, factor: int, sole: bool) -> None:
+def test_equals_a_slow_loop(policy: str, factor: int, with_gradient: bool) -> None:
     problem = Problem(DistributionMatching(batch_real=5, policy="dsa" if policy == "dsa" else "idc"), factor)
     for step in range(6):  # each with another operation
         draw = problem.draw(step)
-        loss, gradient = problem.loss_and_gradient(draw, sole)
+        loss, gradient = problem.loss_and_gradient(draw, with_gradient)
         expected = slow_loss(problem, draw)
         (expected_gradient,) = torch.autograd.grad(expected, problem.synthetic.images)
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
@@ -82,7 +87,7 @@ def test_equals_a_slow_loop(policy: str, factor: int, sole: bool) -> None:
 def test_nothing_is_left_to_match_in_the_real_images_themselves() -> None:
     problem = Problem(DistributionMatching(batch_real=12, augmentation="crop_flip"))
     problem.synthetic = SyntheticSet(problem.real.images, problem.real.labels, 0.01).double()
-    loss, gradient = problem.loss_and_gradient(problem.draw(), sole=True)
+    loss, gradient = problem.loss_and_gradient(problem.draw(), with_gradient=True)
     assert float(loss) < 1e-25
     assert float(gradient.abs().max()) < 1e-13
 
@@ -91,14 +96,14 @@ def test_each_step_has_a_network_of_its_own(tmp_path: Path) -> None:
     module = small.module(tmp_path, objective=DistributionMatching(batch_real=8), pool=None)
     pool = module.pool
     assert isinstance(pool, NetworkPool)
-    seen = []
+    seen: list[Tensor] = []
 
     class Objective(DistributionMatching):
-        def score(self, *arguments: object) -> object:  # type: ignore[override]
-            seen.append(arguments[3].theta.clone())  # type: ignore[attr-defined]
-            return super().score(*arguments)  # type: ignore[arg-type]
+        def score(self, problem: Any, candidates: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+            seen.extend(candidate.theta.clone() for candidate in candidates)
+            return super().score(problem, candidates, *arguments, **options)
 
-    module.objective = Objective(batch_real=8)
+    module.objective = module.distillation.objective = Objective(batch_real=8)
     before = small.fit(tmp_path, module, steps=4)
     assert before.global_step == 4
     assert len(seen) == 4

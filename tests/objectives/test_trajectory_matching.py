@@ -9,15 +9,18 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dd_lightning.execution.compiled_loss import CompiledLoss
+from dd_lightning.execution import compile as compile_module
+from dd_lightning.execution import compiled_loss
+from dd_lightning.execution.compile import compiled
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import TrajectoryMatching, trajectory_matching
+from dd_lightning.objectives import TrajectoryMatching
 from tests import small
 
 
-def objective(**options: Any) -> TrajectoryMatching:  # noqa: ANN401
-    return TrajectoryMatching(**({"syn_steps": 3, "batch_syn": 4} | options))  # of 6 images: a remainder of 2
+def objective(**execution: Any) -> TrajectoryMatching:  # noqa: ANN401
+    return TrajectoryMatching(syn_steps=3, batch_syn=4, execution=Execution(**execution))  # of 6 images: a remainder
 
 
 def run(folder: Path, store: Path, matching: TrajectoryMatching, *callbacks: Callback) -> DistillationModule:
@@ -29,7 +32,7 @@ def run(folder: Path, store: Path, matching: TrajectoryMatching, *callbacks: Cal
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile to eager code: it takes seconds."""
-    monkeypatch.setattr(trajectory_matching, "CompiledLoss", partial(CompiledLoss, backend="aot_eager"))
+    monkeypatch.setattr(compiled_loss, "compiled", partial(compiled, backend="aot_eager"))
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def backend(*_: object) -> NoReturn:
         raise RuntimeError("no C++ compiler\nmore lines")
 
-    monkeypatch.setattr(trajectory_matching, "CompiledLoss", partial(CompiledLoss, backend=backend))
+    monkeypatch.setattr(compiled_loss, "compiled", partial(compiled, backend=backend))
 
 
 class Compiled(Callback):
@@ -61,19 +64,19 @@ def test_a_compiled_run_learns_the_same_up_to_rounding(
 ) -> None:
     selection = partial(small.selection, num_candidates=2)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
-        compiled = run(tmp_path, store, objective(compile="on"), selection(), Compiled())
+        found = run(tmp_path, store, objective(compile="on"), selection(), Compiled())
     assert [r.getMessage() for r in caplog.records if "compiling the student's step" in r.getMessage()]
     eager = run(tmp_path, store, objective(compile="off"), selection())
-    for value, reference in zip(small.learned(compiled), small.learned(eager), strict=True):
+    for value, reference in zip(small.learned(found), small.learned(eager), strict=True):
         assert value.isfinite().all()
         torch.testing.assert_close(value, reference, rtol=1e-3, atol=1e-4)
-    assert not small.same(small.learned(compiled), small.learned(eager))  # or nothing was compiled
-    assert list(compiled.state_dict()) == list(eager.state_dict())
+    assert not small.same(small.learned(found), small.learned(eager))  # or nothing was compiled
+    assert list(found.state_dict()) == list(eager.state_dict())
 
 
 @pytest.mark.usefixtures("broken")
 def test_compile_on_says_in_one_line_why_it_cannot(store: Path, tmp_path: Path) -> None:
-    message = r"compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set objective\.compile: off"
+    message = r"compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set execution\.compile: off"
     with pytest.raises(InputError, match=message) as refused:
         run(tmp_path, store, objective(compile="on"))
     assert "\n" not in str(refused.value)
@@ -82,14 +85,6 @@ def test_compile_on_says_in_one_line_why_it_cannot(store: Path, tmp_path: Path) 
 @pytest.mark.usefixtures("broken")
 def test_compile_auto_goes_on_without(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eager = small.learned(run(tmp_path, store, objective(compile="off")))
-    monkeypatch.setattr(trajectory_matching, "compiles", lambda *_: True)
+    monkeypatch.setattr(compile_module, "compiles", lambda *_: True)
     with pytest.warns(UserWarning, match="torch.compile fails for the student's step .*: going on without"):
         assert small.same(small.learned(run(tmp_path, store, objective(compile="auto"))), eager)
-
-
-def test_choices_are_checked() -> None:
-    assert [TrajectoryMatching(compile=value).compile for value in (True, False)] == ["on", "off"]
-    with pytest.raises(InputError, match="precision is 'half'; use one of float32, tf32, bfloat16"):
-        TrajectoryMatching(precision="half")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="compile is 'fast'; use one of auto, on, off"):
-        TrajectoryMatching(compile="fast")  # type: ignore[arg-type]

@@ -3,6 +3,8 @@
 import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +16,12 @@ from dd_lightning.functional.cutmix import cutmix, draw_cutmix
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import AugmentationPolicy, augment_in_turn
 from dd_lightning.functional.random import StepContext, step_generator
+from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork, build_network
-from dd_lightning.pools import NetworkPool, PoolSetup, network_pool
+from dd_lightning.pools import NetworkPool, PoolSetup
 from dd_lightning.pools.network_pool import NetworkRefresh
 from dd_lightning.sets.real import RealSet
+from dd_lightning.training import recipes
 from dd_lightning.training.recipes import NetworkRecipe
 from tests import small
 
@@ -33,16 +37,15 @@ def real() -> RealSet:
     return small.data().train
 
 
-def prepared(pool: NetworkPool, images: RealSet | None = None, seed: int = SEED) -> NetworkPool:
-    """Bring a pool to its first generation."""
-
-    def no_training(*_: object) -> None:
-        raise AssertionError("experts were to be trained")
-
+def setup(images: RealSet | None = None, seed: int = SEED, **options: Any) -> PoolSetup:  # noqa: ANN401
     data = small.data()
     network = FunctionalNetwork(small.NETWORK, data.image_shape, data.num_classes)
-    device = torch.device("cpu")
-    pool.prepare(PoolSetup(network, images or data.train, data.name, data.fingerprint, device, no_training, seed))
+    return PoolSetup(network, images or data.train, data.name, data.fingerprint, seed=seed, **options)
+
+
+def prepared(pool: NetworkPool, images: RealSet | None = None, seed: int = SEED, size: int = 1) -> NetworkPool:
+    """Bring a pool to its first generation."""
+    pool.prepare(setup(images, seed, size=size))
     pool.draw(1, StepContext(seed, 0))
     return pool
 
@@ -57,7 +60,7 @@ def refresh(pool: NetworkPool, winner: int = 0, drawn: Sequence[int] | None = No
 
 
 def weights(pool: NetworkPool) -> list[Tensor]:
-    return [pool.load((place,)).theta.clone() for place in range(pool.size)]
+    return [pool.load((place,)).theta.clone() for place in range(len(pool))]
 
 
 def first_weights(place: int, births: int = 0, seed: int = SEED) -> Tensor:
@@ -153,7 +156,7 @@ def test_half_of_the_batches_are_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
         mixed.append(given)
         return cutmix(*given)
 
-    monkeypatch.setattr(network_pool, "cutmix", counted)
+    monkeypatch.setattr(recipes, "cutmix", counted)
     pool = made(recipe=NetworkRecipe(batch_size=2, images_per_update=200, augmentation="none"))
     refresh(pool)
     drawn = [draw_cutmix(step_generator(SEED, b, "pool/augment"), 2, SIZE, 0.5) is not None for b in range(100)]
@@ -182,7 +185,7 @@ class Seen:
             self.batches.append([rows[tuple(image.flatten().tolist())] for image in images])
             return augment_in_turn(images, draws)
 
-        monkeypatch.setattr(network_pool, "augment_in_turn", note)
+        monkeypatch.setattr(recipes, "augment_in_turn", note)
 
     def epochs(self) -> list[list[int]]:
         flattened = list(itertools.chain.from_iterable(self.batches))
@@ -258,9 +261,7 @@ def test_age_limit_one_is_a_fresh_network_at_every_use() -> None:
     [(10, 20, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]), (4, 3, [1, 2, 3, 3]), (1, 5, [5]), (3, None, [])],
 )
 def test_first_generation_is_staggered(size: int, limit: int | None, deaths: list[int]) -> None:
-    pool = NetworkPool(age_limit=limit, refresh="all", recipe=QUICK)
-    pool.ensure(size)
-    prepared(pool)
+    pool = prepared(NetworkPool(age_limit=limit, refresh="all", recipe=QUICK), size=size)
     died: list[list[int]] = [[] for _ in range(size)]
     for update in range(1, 2 * (limit or 10) + 1):
         before = pool.state_dict()["births"]
@@ -331,7 +332,7 @@ def test_draws_are_distinct_uniform_and_those_of_the_stream() -> None:
     for step in range(steps):
         keys = pool.draw(3, StepContext(SEED, step))
         order = torch.randperm(5, generator=step_generator(SEED, step, "candidates"))
-        assert keys == [(int(place),) for place in order[:3]]
+        assert keys == [(int(place), 0) for place in order[:3]]
         assert len(set(keys)) == 3
         counts[keys[0][0]] += 1
     # the first of each draw: the 99.9 % quantile at 4 degrees of freedom
@@ -351,12 +352,30 @@ def test_what_a_step_was_handed_does_not_change() -> None:
         assert not pool.load((0,)).theta.requires_grad
 
 
-def test_features_are_the_first_networks() -> None:
+def test_a_key_names_a_network_and_not_a_place() -> None:
+    pool = made(num_networks=2, age_limit=4)
+    key, other = sorted(pool.draw(2, StepContext(SEED, 0)))
+    assert (key, other) == ((0, 0), (1, 0))
+    refresh(pool, 0)  # its limit is half of four
+    assert key in pool
+    refresh(pool, 0)
+    assert key not in pool
+    assert other in pool
+    assert pool.load(key).key == (0, 1)  # what lives there now
+    assert pool.load(key).key in pool
+    assert sorted(pool.draw(2, StepContext(SEED, 3))) == [(0, 1), (1, 0)]
+    assert pool.draw(1, StepContext(SEED, 3), [key]) == [(1, 0)]
+    assert (2, 0) not in pool
+    with pytest.raises(InputError, match="a step draws 3 candidates, but the pool holds 2"):
+        pool.draw(2, StepContext(SEED, 3), [key])
+
+
+def test_networks_are_those_of_the_first_step() -> None:
     pool = prepared(small.network_pool(num_networks=3))
-    assert torch.equal(pool.feature_parameters(), pool.load((0,)).theta)
+    assert all(torch.equal(a, pool.load((i,)).theta) for i, a in enumerate(pool.networks()))
     fresh = NetworkPool(num_networks=2)
     with pytest.raises(RuntimeError, match="prepare has not been called"):
-        fresh.feature_parameters()
+        next(fresh.networks())
 
 
 @pytest.mark.parametrize("options", [{}, {"refresh": "all"}, {"pretrain_epochs": 1, "refresh": "candidates"}])
@@ -391,29 +410,66 @@ def test_a_state_of_another_size_is_refused() -> None:
         made(num_networks=2).load_state_dict(state)
     unprepared = NetworkPool(num_networks=2)  # only looked at: it takes what there is
     unprepared.load_state_dict(state)
-    assert unprepared.size == 3
+    assert len(unprepared) == 3
+    unprepared.prepare(setup(continues=True))
+    assert all(torch.equal(a, b) for a, b in zip(unprepared.networks(), state["thetas"], strict=True))
 
 
-def test_ensure_only_grows() -> None:
-    pool, sizes = NetworkPool(num_networks=3), []
-    for size in (2, 3, 5, 1):
-        pool.ensure(size)
-        sizes.append(pool.size)
-    assert sizes == [3, 3, 5, 5]
-    assert len(prepared(pool).state_dict()["thetas"]) == 5
-    before = [theta.clone() for theta in pool.state_dict()["thetas"]]
-    pool.ensure(7)  # for a second run of the same module
-    pool.draw(1, StepContext(0, 0))
-    after = pool.state_dict()["thetas"]
-    assert len(after) == 7
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=False))
+def test_a_second_fit_goes_on_or_starts_clean() -> None:
+    pool, data = made(num_networks=3), small.data(seed=5).train
+    refresh(pool)
+    before, drawn = weights(pool), pool.batches_drawn
+    pool.prepare(setup(size=5, continues=True))
+    pool.draw(1, StepContext(SEED, 1))
+    assert len(pool) == 5
+    assert pool.batches_drawn == drawn == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(pool), strict=False))
+    pool.prepare(setup(data))
+    pool.draw(1, StepContext(SEED, 0))
+    refresh(pool)
+    fresh = made(data, num_networks=3)
+    refresh(fresh)
+    assert len(pool) == 3
+    assert pool.batches_drawn == 3
+    assert all(torch.equal(a, b) for a, b in zip(weights(pool), weights(fresh), strict=True))
+
+
+def test_a_second_fit_of_a_module_with_a_new_trainer_starts_clean_and_with_the_same_one_goes_on(tmp_path: Path) -> None:
+    def births_and_batches(module: DistillationModule) -> tuple[list[int], int]:
+        state = module.pool.state_dict()
+        return state["births"], state["batches_drawn"]
+
+    module = small.network_module()
+    trainer = small.fit(tmp_path, module, steps=6)
+    once = births_and_batches(module)
+    assert once == ([1], 4 * 3)  # the last step's refresh waits for the next one
+    small.fit(tmp_path, module, steps=6)
+    assert births_and_batches(module) == once
+    module = small.network_module()
+    trainer = small.fit(tmp_path, module, steps=3)
+    trainer.fit_loop.epoch_loop.max_steps = 6
+    trainer.fit_loop.epoch_progress.reset()
+    trainer.fit(module, datamodule=small.data())
+    assert module.pool.state_dict()["batches_drawn"] > 2 * 3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_networks": 0}, "pool holds 0 candidates; it needs at least 1"),
-        ({"age_limit": 0}, "age_limit is 0; a network lives for at least 1 step, or use null"),
+        ({"process": SimpleNamespace(size=2)}, "trainer runs 2 processes, .* set trainer.devices: 1"),
+        ({"soft_labels": True}, "labels is 'soft' .* NetworkPool .* use labels: hard"),
+    ],
+)
+def test_what_the_run_cannot_have(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        NetworkPool().prepare(setup(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_networks": 0}, "num_networks is 0; it must be at least 1"),
+        ({"age_limit": 0}, r"age_limit is 0; it must be at least 1 \(null for no limit\)"),
         ({"pretrain_epochs": -1}, "pretrain_epochs is -1; it must be at least 0"),
     ],
 )
@@ -425,15 +481,15 @@ def test_bad_values(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, r"recipe\.lr is 0\.0, it must be above 0"),
-        ({"lr": float("inf")}, r"recipe\.lr is inf, it must be above 0"),
-        ({"momentum": 1.0}, r"recipe\.momentum is 1\.0, it must be in \[0, 1\)"),
-        ({"weight_decay": -1.0}, r"recipe\.weight_decay is -1\.0, it must be at least 0"),
-        ({"batch_size": 0}, "batch_size 0 and images_per_update 2000; both must be at least 1"),
-        ({"images_per_update": 0}, "batch_size 64 and images_per_update 0; both must be at least 1"),
-        ({"cutmix": 1.5}, r"recipe\.cutmix is 1\.5, a probability must be in \[0, 1\]"),
+        ({"lr": 0.0}, r"recipe\.lr is 0; it must be above 0"),
+        ({"lr": float("inf")}, r"recipe\.lr is inf"),
+        ({"momentum": 1.0}, r"recipe\.momentum is 1; it must be at least 0 and below 1"),
+        ({"weight_decay": -1.0}, r"recipe\.weight_decay is -1; it must be at least 0"),
+        ({"batch_size": 0}, r"recipe\.batch_size is 0"),
+        ({"images_per_update": 0}, r"recipe\.images_per_update is 0"),
+        ({"cutmix": 1.5}, r"recipe\.cutmix is 1\.5"),
         ({"augmentation": "blur"}, "blur"),
-        ({"policy": "mtt"}, "policy 'mtt' is unknown: it must be one of dsa, idc"),
+        ({"policy": "mtt"}, "policy is 'mtt'; use one of dsa, idc"),
     ],
 )
 def test_bad_recipes(options: dict[str, Any], message: str) -> None:

@@ -6,25 +6,25 @@ from typing import Any
 import pytest
 import torch
 
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.pools import PoolSetup, TrajectoryPool
-from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
-from dd_lightning.training.recipes import ExpertRecipe
+from dd_lightning.pools import PoolSetup, TrajectoryPool, trajectory_pool
+from dd_lightning.training.experts import train_experts
 from tests import small
 
 
-def prepared(store: Path, **options: Any) -> TrajectoryPool:  # noqa: ANN401
-    def no_training(
-        store: ExpertStore, identity: ExpertIdentity, recipe: ExpertRecipe, num_experts: int, epochs: int
-    ) -> None:
-        raise AssertionError(f"{num_experts} experts of {epochs} epochs were to be trained")
-
+def setup(**options: Any) -> PoolSetup:  # noqa: ANN401
     data = small.data()
     network = FunctionalNetwork(small.NETWORK, data.image_shape, data.num_classes)
+    return PoolSetup(network, data.train, data.name, data.fingerprint, data.test, **options)
+
+
+def prepared(store: Path, **options: Any) -> TrajectoryPool:  # noqa: ANN401
     pool = small.pool(store, **options)
-    pool.prepare(PoolSetup(network, data.train, data.name, data.fingerprint, torch.device("cpu"), no_training))
+    pool.prepare(setup())
+    assert pool.summary()["seconds_training_experts"] == 0
     return pool
 
 
@@ -110,22 +110,90 @@ def test_redraw_keeps_no_cursor(store: Path) -> None:
     assert pool.cursors == [0] * small.EXPERTS
 
 
-def test_full_set_accuracies_are_the_stored_ones(store: Path) -> None:
+def test_cursors_of_a_fit_that_goes_on_and_of_one_that_starts_clean(store: Path) -> None:
+    pool = small.pool(store, num_experts=2, refresh="advance")
+    pool.prepare(setup())
+    pool.refresh((1, 0), [], StepContext(0, 1))
+    assert pool.cursors == [0, 1]
+    pool.prepare(setup(size=4, continues=True))  # grown in between
+    assert (len(pool), pool.cursors) == (4, [0, 1, 0, 0])
+    pool.refresh((3, 0), [], StepContext(0, 2))
+    assert sorted(pool.draw(4, StepContext(0, 3))) == [(0, 0), (1, 1), (2, 0), (3, 1)]
+    pool.prepare(setup())
+    assert (len(pool), pool.cursors) == (2, [0, 0])
+
+
+def test_networks_are_the_experts_last_epochs(store: Path) -> None:
+    pool = prepared(store, num_experts=3, max_start_epoch=1)
+    rows = [pool.store.rows(expert, [small.EPOCHS])[0] for expert in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(pool.networks(), rows, strict=True))
+
+
+def test_summary_holds_the_stored_accuracies(store: Path) -> None:
     pool = prepared(store)
-    known = pool.full_set_accuracies()
-    assert known is not None
     stored = [pool.store.metadata(i).accuracies.held_out[-1] for i in range(small.EXPERTS)]
-    assert list(known.accuracies) == stored
-    assert known.description == "4 experts after 3 epochs"
+    assert pool.summary()["full_set"] == {"accuracies": stored, "trained": "4 experts after 3 epochs"}
+
+
+@pytest.mark.parametrize("own", [None, Execution(micro_batch=3)])
+def test_missing_experts_are_trained_as_the_run_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: Execution | None
+) -> None:
+    seen: list[Execution] = []
+
+    def noted(*arguments: Any, execution: Execution, **options: Any) -> None:  # noqa: ANN401
+        seen.append(execution)
+        train_experts(*arguments, execution=execution, **options)
+
+    monkeypatch.setattr(trajectory_pool, "train_experts", noted)
+    pool = small.pool(tmp_path / "new", num_experts=1, max_start_epoch=1, execution=own)
+    run = Execution(micro_batch=7)
+    for _ in range(2):  # the second fit finds them
+        pool.prepare(setup(execution=run, continues=True))
+        pool.prepare(setup(execution=run))
+    assert seen == [own or run]
+    assert pool.store.epochs(0) == 1
+    assert pool.store.metadata(0).accuracies.held_out[0] is not None
+
+
+def test_of_several_processes_the_first_one_trains_and_the_others_wait(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    class Second:
+        rank, size = 1, 2
+
+        def broadcast(self, value: bool) -> bool:
+            events.append("broadcast")
+            return True  # whatever this process has seen of the store
+
+        def barrier(self) -> None:
+            events.append("barrier")
+            first = small.pool(tmp_path / "new", num_experts=1)
+            first.prepare(setup())
+
+    pool = small.pool(tmp_path / "new", num_experts=1)
+    pool.prepare(setup(process=Second()))
+    assert events == ["broadcast", "barrier"]
+    assert pool.load((0, 0)).theta.shape == (setup().network.num_parameters,)
+
+
+def test_what_the_run_cannot_have_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    pool = small.pool(tmp_path / "new", share_start_epoch=True)
+    with pytest.raises(InputError, match=r"refresh_per_step .* share_start_epoch is true"):
+        pool.prepare(setup(keeps_candidates=True))
+    with pytest.raises(InputError, match=r"is too small \(0 experts\): the pool needs 4 experts of 3 epochs"):
+        small.pool(tmp_path / "new", train_missing=False).prepare(setup())
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_experts": 0}, "pool holds 0 candidates; it needs at least 1"),
+        ({"num_experts": 0}, "num_experts is 0; it must be at least 1"),
         ({"expert_epochs": 0}, "expert_epochs is 0"),
-        ({"min_start_epoch": 2, "max_start_epoch": 2}, r"start window \[2, 2\) is empty"),
-        ({"train_epochs": 3, "max_start_epoch": 3}, "train_epochs is 3, .* reads epoch 4; raise train_epochs"),
+        ({"min_start_epoch": 2, "max_start_epoch": 2}, "max_start_epoch is 2; it must be at least 3"),
+        ({"min_start_epoch": -1}, "min_start_epoch is -1; it must be at least 0"),
+        ({"train_epochs": 3, "max_start_epoch": 3}, "train_epochs is 3; it must be at least 4"),
         ({"current_max_start_epoch": 1}, "expansion_steps is None; give both"),
         ({"refresh": "advance", "share_start_epoch": True}, "use refresh: redraw"),
     ],

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import safetensors
-import safetensors.torch
 import torch
 
 from dd_lightning.callbacks import SyntheticSetWriter
 from dd_lightning.cli.report import percent
+from dd_lightning.datamodules import evaluation_data
 from dd_lightning.sets.synthetic_file import load_synthetic
 from dd_lightning.training import evaluation
 from dd_lightning.training.evaluation import EvaluationRecipe
@@ -37,10 +36,12 @@ def test_the_file_decodes_as_the_module_did(
     distilled = small.network_module(image_lr=0.01, **options)
     small.fit(tmp_path, distilled, SyntheticSetWriter(), steps=2, datamodule=small.data(color_space=kind))
     file, synthetic = load_synthetic(tmp_path / FILE), distilled.synthetic_set
-    assert (file.factor, file.formation, file.stored_as, file.effective_ipc) == expected
+    assert (file.formation.factor, file.formation.kind, file.stored_as, file.effective_ipc) == expected
     assert (file.ipc, file.step, file.lr, file.objective) == (2, 2, None, "GradientMatching")
-    assert file.color_space == kind
+    assert file.space.kind == kind
     assert torch.equal(file.images, synthetic.images)
+    if kind == "zca":
+        file, _ = evaluation_data(file, small.data())
     images, targets = file.training_set()
     assert torch.equal(images, synthetic.decoded())
     assert torch.equal(targets, synthetic.decoded_targets())
@@ -50,24 +51,24 @@ def test_a_learned_rate_is_kept(store: Path, tmp_path: Path) -> None:
     distilled = small.module(store, factor=2)
     small.fit(tmp_path, distilled, SyntheticSetWriter(), steps=2)
     file = load_synthetic(tmp_path / FILE)
-    assert file.lr == distilled.student_lr != 0.05
-    assert (file.factor, file.effective_ipc) == (2, 8)
+    assert file.lr == distilled.distillation.student_lr != 0.05
+    assert file.evaluation_lr == file.lr
+    assert (file.formation.factor, file.effective_ipc) == (2, 8)
 
 
-def test_a_file_of_version_1_is_loaded(store: Path, tmp_path: Path) -> None:
-    distilled = small.module(store)
-    small.fit(tmp_path, distilled, SyntheticSetWriter(), steps=1)
-    with safetensors.safe_open(str(tmp_path / FILE), framework="pt") as written:
-        values = json.loads(written.metadata()["dd_lightning"])
-        tensors = {name: written.get_tensor(name) for name in written.keys()}  # noqa: SIM118
-    assert values.pop("format_version") == 2
-    assert (values.pop("formation"), values.pop("stored_as")) == ("single", "network")
-    metadata = {"dd_lightning": json.dumps(values | {"format_version": 1})}
-    safetensors.torch.save_file(tensors, tmp_path / "old.safetensors", metadata)
-    old = load_synthetic(tmp_path / "old.safetensors")
-    assert (old.factor, old.formation, old.stored_as, old.effective_ipc) == (1, "single", "network", 2)
-    assert torch.equal(old.training_set()[0], distilled.synthetic_set.decoded())
-    assert torch.equal(old.training_set()[1], distilled.synthetic_set.targets)
+def test_the_rate_and_recipe_of_a_run_that_learns_no_rate_are_kept(tmp_path: Path) -> None:
+    distilled = small.network_module(student_lr=0.07)
+    evaluation = small.evaluation(recipe="idc", epochs=3, augmentation="none")
+    small.fit(tmp_path, distilled, SyntheticSetWriter(), evaluation, steps=1)
+    file = load_synthetic(tmp_path / FILE)
+    assert file.lr is None
+    assert file.evaluation_lr == pytest.approx(0.07)
+    recipe = file.evaluation_recipe | {"milestones": tuple(file.evaluation_recipe["milestones"])}
+    assert EvaluationRecipe(**recipe) == evaluation.recipe
+    small.fit(tmp_path, small.network_module(student_lr=0.07), SyntheticSetWriter(), steps=1)
+    file = load_synthetic(tmp_path / FILE)
+    assert file.evaluation_lr == pytest.approx(0.07)
+    assert file.evaluation_recipe == {}  # none was used
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_evaluate_agrees_with_the_runs_own_last_point(
     cli.fit_networks("--evaluation.recipe", recipe, "--evaluation.epochs", "3", *options)
     path = cli.version(name="networks") / FILE
     file = load_synthetic(path)
-    assert (file.factor, file.stored_as, file.effective_ipc, file.lr) == (2, "pixels", 4, None)
+    assert (file.formation.factor, file.stored_as, file.effective_ipc, file.lr) == (2, "pixels", 4, None)
     cli("evaluate", str(path), "--recipe", recipe, "--epochs", "3", "--num_networks", "2", "--seed", "3")
     summary = json.loads((cli.version(name="networks") / "summary.json").read_text())
     last = summary["networks"][small.NETWORK]["last"]["accuracies"]

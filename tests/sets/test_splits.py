@@ -39,7 +39,7 @@ def test_each_image_is_held_out_at_the_same_rate() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InputError, match=r"fraction is 1.0; it must lie above 0 and below 1"):
+    with pytest.raises(InputError, match="fraction is 1; it must be above 0 and below 1"):
         stratified_split(LABELS, 1.0, 0, "val split")
     with pytest.raises(InputError, match=r"holding out 0.05 of the 5 images of class 2 takes 0"):
         stratified_split(LABELS, 0.05, 0, "val split")

@@ -8,6 +8,10 @@ import safetensors.torch
 import torch
 
 from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.formation import Formation
+from dd_lightning.functional.whitening import fit_zca
+from dd_lightning.sets.color_spaces import NormalizedSpace, PixelSpace, ZCARecipe, ZCASpace, same_space
+from dd_lightning.sets.synthetic import ImageSpace
 from dd_lightning.sets.synthetic_file import SyntheticFile, load_synthetic, save_synthetic
 from dd_lightning.version import __version__
 
@@ -18,19 +22,20 @@ def example() -> SyntheticFile:
     return SyntheticFile(
         images=torch.randn(6, 3, 4, 5, generator=generator),
         labels=torch.tensor([0, 0, 1, 1, 2, 2]),
-        label_kind="hard",
-        lr=0.1 + 0.2,
-        color_space="normalized",
-        color_space_tensors={"mean": both[0], "std": both[1]},
-        ipc=2,
-        effective_ipc=8,
         num_classes=3,
+        space=NormalizedSpace(both[0], both[1]),
+        formation=Formation(2),
+        lr=0.1 + 0.2,
+        evaluation_lr=0.3,
+        evaluation_recipe={"epochs": 20, "lr": None, "milestones": [0.5]},
         dataset="digits",
+        fingerprint="0123456789abcdef",
+        val_fraction=0.1,
+        split_seed=3,
         class_names=["zero", "eins", "två"],
         objective="TrajectoryMatching",
         network="ConvNet-2",
         step=700,
-        factor=2,
         config={"model": {"lr": 0.1, "steps": [1, 2]}, "none": None},
     )
 
@@ -41,9 +46,10 @@ def assert_same(one: SyntheticFile, other: SyntheticFile) -> None:
         if isinstance(left, torch.Tensor):
             assert left.dtype == right.dtype
             assert torch.equal(left, right)
-        elif field.name == "color_space_tensors":
-            assert left.keys() == right.keys()
-            assert all(torch.equal(left[name], right[name]) for name in left)
+        elif field.name == "space":
+            ours, theirs = left.tensors(), right.tensors()
+            assert (left.kind, ours.keys()) == (right.kind, theirs.keys())
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
         else:
             assert left == right
 
@@ -52,9 +58,9 @@ def assert_same(one: SyntheticFile, other: SyntheticFile) -> None:
     "change",
     [
         {},
-        {"lr": None, "color_space": "pixel", "color_space_tensors": {}, "class_names": []},
-        {"labels": torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), "label_kind": "logits"},
-        {"color_space": "zca", "color_space_tensors": {"whiten": torch.eye(60, dtype=torch.float64)}},
+        {"lr": None, "space": PixelSpace(), "stored_as": "pixels", "class_names": [], "evaluation_recipe": {}},
+        {"labels": torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), "formation": Formation(3, "multi")},
+        {"space": ZCARecipe(torch.rand(60), 0.2), "pixels": torch.rand(6, 3, 4, 5)},
         {"images": torch.zeros(6, 5, 4, 3).permute(0, 3, 2, 1)},
     ],
 )
@@ -81,17 +87,18 @@ def test_a_set_that_is_being_learned_can_be_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": torch.zeros(5, 3, 4, 5)}, r"float32 \[5, 3, 4, 5\], 3 classes at ipc 2 need .*\[6,"),
-        ({"images": torch.zeros(6, 3, 4, 5, dtype=torch.float64)}, "float64"),
-        ({"labels": torch.zeros(6)}, r"hard labels are torch.float32 \[6\], they must be int64 \[6\]"),
         (
-            {"label_kind": "logits"},
-            r"logits labels are torch.int64 \[6\], they must be floating-point \[6, 3\]",
+            {"images": torch.zeros(5, 3, 4, 5)},
+            r"float32 \[5, 3, 4, 5\]; 3 classes need .* \[num_classes \* ipc",
         ),
-        ({"label_kind": "soft"}, "label kind is 'soft'; use one of hard, logits"),
-        ({"color_space": "lab"}, "color space is 'lab'; use one of pixel, normalized, zca"),
+        ({"images": torch.zeros(0, 3, 4, 5)}, r"float32 \[0, 3, 4, 5\]"),
+        ({"images": torch.zeros(6, 3, 4, 5, dtype=torch.float64)}, "float64"),
+        ({"num_classes": 0}, "num_classes is 0; it must be at least 1"),
+        ({"labels": torch.zeros(6)}, r"soft labels are torch.float32 \[6\]; they must be floating-point \[6, 3\]"),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, r"hard labels are torch.int64 \[5\]; they must be int64 \[6\]"),
+        ({"labels": torch.zeros(6, dtype=torch.int32)}, r"hard labels are torch.int32 \[6\]"),
         ({"class_names": ["a"]}, "1 class names for 3 classes"),
-        ({"effective_ipc": 1}, "effective ipc is 1, but ipc 2 with formation factor 2 .single. decodes to 8"),
+        ({"stored_as": "jpeg"}, "stored_as is 'jpeg'; use one of network, pixels"),
     ],
 )
 def test_content_that_disagrees_is_refused(change: dict[str, Any], message: str) -> None:
@@ -129,14 +136,89 @@ def test_a_foreign_file_is_named(tmp_path: Path, metadata: dict[str, str] | None
 
 
 def test_a_newer_format_is_named(tmp_path: Path) -> None:
-    text = json.dumps({"format": "synthetic", "format_version": 3})
+    text = json.dumps({"format": "synthetic", "format_version": 4})
     safetensors.torch.save_file({"images": torch.zeros(1)}, tmp_path / "a", {"dd_lightning": text})
-    with pytest.raises(InputError, match=r"format 3, this dd_lightning .* reads up to 2; upgrade"):
+    with pytest.raises(InputError, match=r"format 4, this dd_lightning .* reads up to 3; upgrade[^\n]*$"):
         load_synthetic(tmp_path / "a")
 
 
 def test_a_file_that_lacks_something_is_named(tmp_path: Path) -> None:
-    text = json.dumps({"format": "synthetic", "format_version": 1})
+    text = json.dumps({"format": "synthetic", "format_version": 3})
     safetensors.torch.save_file({"images": torch.zeros(1)}, tmp_path / "a", {"dd_lightning": text})
     with pytest.raises(InputError, match="it lacks 'labels'; copy it again"):
         load_synthetic(tmp_path / "a")
+
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def test_files_of_versions_1_and_2_are_read() -> None:
+    first, whitened, pixels = (
+        load_synthetic(FIXTURES / f"synthetic_{name}.safetensors") for name in ("v1", "v2_zca", "v2_pixels")
+    )
+    stored = torch.arange(16).view(4, 1, 2, 2) / 16 - 0.25
+    for file in (first, whitened, pixels):
+        assert torch.equal(file.images, stored)
+        assert (file.num_classes, file.ipc, file.dataset, file.network) == (2, 2, "digits", "ConvNet-1-W4")
+        assert (file.class_names, file.objective, file.step) == (["zero", "one"], "TrajectoryMatching", 7)
+        assert (file.fingerprint, file.val_fraction, file.split_seed, file.pixels) == ("", 0.0, 0, None)
+        assert (file.config, file.evaluation_recipe) == ({"model": {"student_lr": 0.02}}, {})
+    assert (first.label_kind, first.stored_as, first.formation) == ("hard", "network", Formation())
+    assert (first.lr, first.evaluation_lr) == (0.03125, 0.03125)
+    assert isinstance(first.space, NormalizedSpace)
+    assert torch.equal(first.stored_pixels(), stored * 0.25 + 0.5)
+    assert torch.equal(first.training_set()[0], stored)
+
+    assert (whitened.label_kind, whitened.stored_as) == ("soft", "network")
+    assert torch.equal(whitened.labels, torch.arange(8).view(4, 2) / 8)
+    assert isinstance(whitened.space, ZCASpace)
+    mean, whiten, unwhiten = whitened.space.zca
+    assert mean.tolist() == [0.25, 0.5, 0.5, 0.25]
+    torch.testing.assert_close(whiten @ unwhiten, torch.eye(4))
+    torch.testing.assert_close(whitened.space.encode(whitened.stored_pixels()), stored)
+
+    # no rate was learned: the run's own is the next best
+    assert (pixels.lr, pixels.evaluation_lr, pixels.effective_ipc) == (None, 0.02, 8)
+    assert (pixels.stored_as, pixels.formation) == ("pixels", Formation(2))
+    assert pixels.training_set()[0].shape == (16, 1, 2, 2)
+    assert torch.equal(pixels.training_set()[0][:, 0, 0, 0], (stored.flatten() - 0.5) / 0.25)
+    assert pixels.training_set()[1].tolist() == [0] * 8 + [1] * 8
+
+
+def whitened(stored_as: ImageSpace, shape: tuple[int, ...] = (3, 4, 5)) -> SyntheticFile:
+    real = torch.rand(200, *shape, generator=torch.Generator().manual_seed(5))
+    space = ZCASpace(fit_zca(real, eps=0.2), 0.2)
+    images = real[:6] if stored_as == "pixels" else space.encode(real[:6])
+    return dataclasses.replace(example(), images=images, space=space, stored_as=stored_as)
+
+
+@pytest.mark.parametrize("stored_as", ["network", "pixels"])
+def test_whitening_matrices_are_stored_only_on_request(tmp_path: Path, stored_as: ImageSpace) -> None:
+    file = whitened(stored_as)
+    save_synthetic(tmp_path / "small", file)
+    save_synthetic(tmp_path / "large", file, embed_matrices=True)
+    small, large = load_synthetic(tmp_path / "small"), load_synthetic(tmp_path / "large")
+    assert (tmp_path / "large").stat().st_size - (tmp_path / "small").stat().st_size > 1.8 * 60 * 60 * 4
+    assert_same(large, file)
+    assert isinstance(small.space, ZCARecipe)
+    assert same_space(small.space, file.space)
+    assert (small.fingerprint, small.val_fraction, small.split_seed) == ("0123456789abcdef", 0.1, 3)
+    assert torch.equal(small.stored_pixels(), file.stored_pixels())  # for pictures, without any matrix
+    if stored_as == "pixels":
+        with pytest.raises(InputError, match="stored without its whitening matrices"):
+            small.training_set()
+        fitted = dataclasses.replace(small, space=file.space)
+    else:
+        fitted = small
+    assert all(torch.equal(*pair) for pair in zip(fitted.training_set(), file.training_set(), strict=True))
+
+
+def test_ten_whitened_images_of_cifar_s_size_are_below_a_megabyte(tmp_path: Path) -> None:
+    matrix = torch.eye(3072)
+    images = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    space = ZCASpace(fit_zca(torch.zeros(2, 1, 1, 1))._replace(mean=torch.zeros(3072), whiten=matrix, unwhiten=matrix))
+    file = dataclasses.replace(
+        example(), images=images, labels=torch.arange(10), num_classes=10, class_names=[], space=space
+    )
+    save_synthetic(tmp_path / "a", file)
+    assert (tmp_path / "a").stat().st_size < 300_000  # the images twice are 246 KB

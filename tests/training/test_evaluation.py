@@ -16,7 +16,7 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork, build_network
 from dd_lightning.sets.real import RealSet
-from dd_lightning.training import evaluation
+from dd_lightning.training import evaluation, parallel_networks
 from dd_lightning.training.evaluation import (
     RECIPES,
     EvaluationRecipe,
@@ -25,7 +25,7 @@ from dd_lightning.training.evaluation import (
     get_recipe,
     train_fresh_networks,
 )
-from dd_lightning.training.parallel_networks import images_per_pass, parallel_logits
+from dd_lightning.training.parallel_networks import ParallelTraining, Passes, images_per_pass
 from tests import small
 
 NAME = "ConvNet-2-W4-SIGMOID"  # smooth: rounding does not flip a unit
@@ -46,6 +46,11 @@ def synthetic(soft: bool, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
     return images, logits if soft else labels
 
 
+def trained(*arguments: Any) -> Tensor:  # noqa: ANN401
+    """Return the parameters of fresh networks, [K, P]."""
+    return torch.stack(train_fresh_networks(*arguments).thetas)
+
+
 def slow_augment(images: Tensor, recipe: EvaluationRecipe, generator: torch.Generator) -> Tensor:
     if recipe.policy == "dsa":
         return augment(images, DSA(recipe.augmentation).draw(generator, len(images), small.SHAPE[1:]))
@@ -58,8 +63,8 @@ def slow_augment(images: Tensor, recipe: EvaluationRecipe, generator: torch.Gene
     return images
 
 
-def slow_loss(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(network(images), targets.softmax(1) if targets.is_floating_point() else targets)
+def slow_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets.softmax(1) if targets.is_floating_point() else targets)
 
 
 def slow_cutmix_loss(
@@ -67,22 +72,25 @@ def slow_cutmix_loss(
 ) -> Tensor:
     mix = draw_cutmix(generator, len(images), small.SHAPE[1:], probability)
     if mix is None:
-        return slow_loss(network, images, targets)
+        return slow_loss(network(images), targets)
     top, bottom, left, right = mix.box
     mixed = images.clone()
     for i, partner in enumerate(mix.permutation.tolist()):
         mixed[i, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
     area = (bottom - top) * (right - left) / (small.SHAPE[1] * small.SHAPE[2])
-    own, others = (slow_loss(network, mixed, t) for t in (targets, targets[mix.permutation]))
+    logits = network(mixed)
+    own, others = (slow_loss(logits, t) for t in (targets, targets[mix.permutation]))
     return (1 - area) * own + area * others
 
 
-def slow_reference(images: Tensor, targets: Tensor, lr: float, recipe: EvaluationRecipe, number: int) -> nn.Module:
+def slow_reference(
+    images: Tensor, targets: Tensor, lr: float, recipe: EvaluationRecipe, number: int, name: str = NAME
+) -> nn.Module:
     """One network, by torch.optim.SGD on a module, from the protocol's description."""
     initial_seed = step_generator(SEED, number, "evaluation/initial").initial_seed()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(initial_seed)
-        network = build_network(NAME, small.SHAPE[0], small.CLASSES, small.SHAPE[1:]).to(images.dtype)
+        network = build_network(name, small.SHAPE[0], small.CLASSES, small.SHAPE[1:]).to(images.dtype)
     order = step_generator(SEED, number, "evaluation/order")
     draws = step_generator(SEED, number, "evaluation/augment")
     mixes = step_generator(SEED, number, "evaluation/cutmix")
@@ -127,7 +135,7 @@ def slow_reference(images: Tensor, targets: Tensor, lr: float, recipe: Evaluatio
 def test_equals_a_slow_loop(network: FunctionalNetwork, changes: dict[str, Any], soft: bool) -> None:
     recipe = EvaluationRecipe(**({"epochs": 8} | changes))
     images, targets = synthetic(soft)
-    thetas = train_fresh_networks(images, targets, RATE, network, recipe, COUNT, SEED)
+    thetas = trained(images, targets, RATE, network, recipe, COUNT, SEED)
     assert thetas.dtype == torch.float64
     held_out = RealSet(small.data().test.images.double(), small.data().test.labels, small.CLASSES)
     accuracies = evaluation.accuracies_of(thetas, network, held_out)
@@ -146,25 +154,23 @@ def test_mtt_equals_a_plain_loop_bit_for_bit(
     monkeypatch.setattr(evaluation, "batching_pays", lambda *_: False)
     images, targets = synthetic(soft, dtype=torch.float32)
     recipe = get_recipe("mtt", epochs=20)
-    found = train_fresh_networks(images, targets, RATE, network, recipe, COUNT, SEED)
+    found = trained(images, targets, RATE, network, recipe, COUNT, SEED)
     seeds = [step_generator(SEED, k, "evaluation/initial").initial_seed() for k in range(COUNT)]
-    thetas = torch.stack([network.initial(seed) for seed in seeds])
+    thetas = [network.initial(seed) for seed in seeds]
     orders, draws = (
         [step_generator(SEED, k, f"evaluation/{stream}") for k in range(COUNT)] for stream in ("order", "augment")
     )
     for rate, epochs in ((RATE, 10), (0.1 * RATE, 10)):
-        sgd = torch.optim.SGD([thetas], rate, momentum=0.9, weight_decay=5e-4)
+        sgd = torch.optim.SGD(thetas, rate, momentum=0.9, weight_decay=5e-4)
         for _ in range(epochs):
-            gradients = []
             for theta, order, draw in zip(thetas, orders, draws, strict=True):
                 rows = torch.randperm(9, generator=order)
                 batch = augment(images[rows], DSA().draw(draw, 9, small.SHAPE[1:]))
                 point = theta.detach().requires_grad_()
                 label = targets[rows].softmax(1) if soft else targets[rows]
-                gradients += torch.autograd.grad(F.cross_entropy(network(point, batch), label), point)
-            thetas.grad = torch.stack(gradients)
+                (theta.grad,) = torch.autograd.grad(F.cross_entropy(network(point, batch), label), point)
             sgd.step()
-    assert torch.equal(found, thetas)
+    assert torch.equal(found, torch.stack(thetas))
 
 
 def test_idc_protocol_at_its_full_length() -> None:
@@ -213,8 +219,8 @@ def test_validations_are_at_even_distances(
     done: list[int] = []
     tested: list[tuple[int, torch.Size]] = []
 
-    def on_validation(thetas: Tensor) -> None:
-        tested.append((len(done) + 1, thetas.shape))
+    def on_validation(training: ParallelTraining) -> None:
+        tested.append((len(done) + 1, torch.stack(training.thetas).shape))
 
     train_fresh_networks(images, targets, RATE, network, recipe, 2, SEED, done.append, on_validation)
     assert tested == [(epoch, (2, network.num_parameters)) for epoch in expected]
@@ -243,11 +249,12 @@ def test_best_of_validations_is_each_networks_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cutmix": 1.5}, r"cutmix 1\.5 and validations 1; cutmix must be from 0 to 1"),
-        ({"cutmix": float("nan")}, "cutmix nan"),
-        ({"validations": 0}, r"validations 0; .*validations >= 1"),
-        ({"epochs": 0}, "epochs 0 and batch_size 256; both must be >= 1"),
-        ({"policy": "best"}, "policy 'best' is unknown: it must be one of dsa, idc"),
+        ({"cutmix": 1.5}, r"recipe\.cutmix is 1\.5; it must be at least 0 and at most 1"),
+        ({"cutmix": float("nan")}, "cutmix is nan"),
+        ({"validations": 0}, "validations is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"policy": "best"}, "policy is 'best'; use one of dsa, idc"),
         ({"augmentation": "blur"}, "names 'blur', which is none of"),
     ],
 )
@@ -265,7 +272,7 @@ def test_momentum_reset_and_milestones_matter(network: FunctionalNetwork) -> Non
         EvaluationRecipe(epochs=8, milestones=()),
         EvaluationRecipe(epochs=8, milestones=(0.25,)),
     ]
-    results = [train_fresh_networks(images, targets, RATE, network, recipe, 1, SEED) for recipe in variants]
+    results = [trained(images, targets, RATE, network, recipe, 1, SEED) for recipe in variants]
     assert all(not torch.allclose(a, b) for i, a in enumerate(results) for b in results[:i])
 
 
@@ -278,7 +285,7 @@ def test_batched_is_one_by_one(
     found = []
     for pays in (True, False):
         monkeypatch.setattr(evaluation, "batching_pays", lambda *_, pays=pays: pays)
-        found.append(train_fresh_networks(images, targets, RATE, network, get_recipe(recipe, 10), COUNT, SEED))
+        found.append(trained(images, targets, RATE, network, get_recipe(recipe, 10), COUNT, SEED))
     assert not torch.equal(*found)  # they are computed in different orders
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
@@ -287,8 +294,8 @@ def test_batched_is_one_by_one(
 def test_a_network_does_not_depend_on_how_many_there_are(network: FunctionalNetwork, name: str) -> None:
     images, targets = synthetic(soft=False)
     recipe = get_recipe(name, epochs=5)
-    three = train_fresh_networks(images, targets, RATE, network, recipe, 3, SEED)
-    one = train_fresh_networks(images, targets, RATE, network, recipe, 1, SEED)
+    three = trained(images, targets, RATE, network, recipe, 3, SEED)
+    one = trained(images, targets, RATE, network, recipe, 1, SEED)
     torch.testing.assert_close(three[:1], one, rtol=1e-9, atol=1e-11)
     assert not torch.allclose(three[0], three[1])
 
@@ -313,9 +320,7 @@ def test_inputs_and_global_random_state_stay(network: FunctionalNetwork, name: s
 def test_given_the_seed_it_is_deterministic(network: FunctionalNetwork, name: str) -> None:
     images, targets = synthetic(soft=False, dtype=torch.float32)
     recipe = get_recipe(name, epochs=4)
-    first, second, third = (
-        train_fresh_networks(images, targets, RATE, network, recipe, 2, seed) for seed in (SEED, SEED, SEED + 1)
-    )
+    first, second, third = (trained(images, targets, RATE, network, recipe, 2, seed) for seed in (SEED, SEED, SEED + 1))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
 
@@ -324,11 +329,9 @@ def test_fresh_networks_share_no_storage(store: Path, tmp_path: Path) -> None:
     distilled = small.module(store)
     small.fit(tmp_path, distilled, steps=1)
     set_ = distilled.synthetic_set
-    thetas = train_fresh_networks(
-        set_.images, set_.targets, RATE, distilled.network, EvaluationRecipe(epochs=1), 2, SEED
-    )
-    pointers = {t.untyped_storage().data_ptr() for t in (set_.images, set_.targets, distilled.real.images)}
-    pointers |= {p.untyped_storage().data_ptr() for p in distilled.network._template.parameters()}
+    thetas = trained(set_.images, set_.targets, RATE, distilled.problem.network, EvaluationRecipe(epochs=1), 2, SEED)
+    pointers = {t.untyped_storage().data_ptr() for t in (set_.images, set_.targets, distilled.problem.real.images)}
+    pointers |= {p.untyped_storage().data_ptr() for p in distilled.problem.network._template.parameters()}
     assert thetas.untyped_storage().data_ptr() not in pointers
     assert not thetas.requires_grad
 
@@ -358,26 +361,98 @@ def test_accuracy_in_several_batches(network: FunctionalNetwork, monkeypatch: py
     assert evaluation.accuracies_of(thetas, network, held_out) == whole
 
 
-@pytest.mark.parametrize(("name", "sizes"), [(NAME, [16, 16, 16, 12]), (f"{NAME}-BN", [60])])
-def test_images_of_a_test_pass_fit_the_cache_unless_they_are_normalized_together(
-    monkeypatch: pytest.MonkeyPatch, name: str, sizes: list[int]
-) -> None:
+@pytest.mark.parametrize(("name", "sizes"), [(NAME, [16, 16, 16, 12]), (f"{NAME}-BN", [16, 16, 16, 12])])
+def test_images_of_a_test_pass_fit_the_cache(monkeypatch: pytest.MonkeyPatch, name: str, sizes: list[int]) -> None:
     tested = FunctionalNetwork(name, small.SHAPE, small.CLASSES)
-    thetas, held_out = tested.initial(0)[None], small.data().test
-    expected = evaluation.accuracies_of(thetas, tested, held_out)
-    limited, seen = partial(images_per_pass, limit=2**16), []
+    thetas, statistics, held_out = tested.initial(0)[None], tested.initial_statistics()[None], small.data().test
+    expected = evaluation.accuracies_of(thetas, tested, held_out, statistics)
+    limited, seen, logits = partial(images_per_pass, limit=2**16), list[int](), Passes.logits
 
-    def watched(network: FunctionalNetwork, thetas: Tensor, images: Tensor, vectorized: bool) -> Tensor:
+    def watched(self: Passes, thetas: Tensor, images: Tensor, statistics: Tensor | None = None) -> Tensor:
         seen.append(len(images))
-        return parallel_logits(network, thetas, images, vectorized)
+        return logits(self, thetas, images, statistics)
 
     monkeypatch.setattr(evaluation, "images_per_pass", limited)
-    monkeypatch.setattr(evaluation, "parallel_logits", watched)
-    assert evaluation.accuracies_of(thetas, tested, held_out) == expected
-    assert seen == sizes
+    monkeypatch.setattr(Passes, "logits", watched)
+    assert evaluation.accuracies_of(thetas, tested, held_out, statistics) == expected
+    assert seen[-len(sizes) :] == sizes
+    assert sum(seen) < sum(sizes) + 10  # the others find out how many
 
 
 def test_mean_and_population_deviation() -> None:
     result = EvaluationResult((0.5, 0.7), 1.0)
     assert result.mean == pytest.approx(0.6)
     assert result.std == pytest.approx(0.1)
+
+
+SMOOTH_BATCH_NORM = "ConvNet-2-W4-SIGMOID-BN"
+
+
+@pytest.mark.parametrize("how", ["serial", "vectorized", "compiled"])
+@pytest.mark.parametrize("recipe", ["mtt", "idc"])
+def test_batch_norm_is_trained_and_tested_as_an_ordinary_module(
+    monkeypatch: pytest.MonkeyPatch, how: str, recipe: str
+) -> None:
+    tested = FunctionalNetwork(SMOOTH_BATCH_NORM, small.SHAPE, small.CLASSES)
+    assert tested.vmappable
+    images, targets = synthetic(soft=False)
+    protocol = replace(get_recipe(recipe, epochs=12), batch_size=4, milestones=())  # batches of 4, 4 and 1
+    passes = Passes(tested, vectorized=how == "vectorized", running_statistics=True)
+    if how == "compiled":
+        monkeypatch.setattr(parallel_networks, "BACKEND", "aot_eager")
+        labels = protocol.targets(targets, small.CLASSES, images.dtype)
+        passes.compile("on", 1, images, labels, 4, [COUNT], "a test")
+    training = train_fresh_networks(
+        images, targets, RATE, tested, protocol, COUNT, SEED, lambda _: None, lambda _: None, passes
+    )
+    held_out = RealSet(small.data().test.images.double(), small.data().test.labels, small.CLASSES)
+    accuracies = evaluation.accuracies_of(training.thetas, tested, held_out, training.statistics)
+    logits = passes.logits(training.thetas, held_out.images, training.statistics)
+    for number in range(COUNT):
+        module = slow_reference(images, targets, RATE, protocol, number, SMOOTH_BATCH_NORM).eval()
+        statistics = [buffer for name, buffer in module.named_buffers() if "running" in name]
+        assert len(statistics) == 4
+        torch.testing.assert_close(training.statistics[number], torch.cat(statistics), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(training.thetas[number], tested.flatten(module), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(logits[number], module(held_out.images).detach(), rtol=1e-9, atol=1e-11)
+        right = (module(held_out.images).argmax(1) == held_out.labels).double().mean()
+        assert accuracies[number] == pytest.approx(float(right), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ConvNet-3-W8-BN", "VGG-11-W8-BN", "torchvision/resnet18"])
+def test_an_images_accuracy_does_not_depend_on_its_neighbors(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    data = small.data().test
+    size = (3, 32, 32) if name != "ConvNet-3-W8-BN" else small.SHAPE
+    pixels = torch.nn.functional.interpolate(data.images, size[1:]).expand(-1, size[0], -1, -1).contiguous()
+    tested, images = FunctionalNetwork(name, size, small.CLASSES), pixels.double()
+    training = train_fresh_networks(images[:12], data.labels[:12], RATE, tested, EvaluationRecipe(epochs=2), 2, SEED)
+    assert training.statistics.shape == (2, tested.num_statistics)
+    assert not torch.equal(training.statistics, tested.initial_statistics().double().repeat(2, 1))
+    passes = Passes(tested)
+    together = passes.logits(training.thetas, images[:8], training.statistics)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    permuted = passes.logits(training.thetas, images[order], training.statistics)
+    torch.testing.assert_close(permuted, together[:, order], rtol=1e-9, atol=1e-9)
+    alone = torch.cat([passes.logits(training.thetas, image[None], training.statistics) for image in images[:8]], 1)
+    torch.testing.assert_close(alone, together, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(
+        passes.logits(training.thetas, images[:4]), passes.logits(training.thetas, images[:8])[:, :4]
+    )
+
+
+def test_a_batch_that_leaves_one_value_per_channel_is_refused() -> None:
+    pools_all = FunctionalNetwork(lambda channels, classes, _: norm_of_one_value(channels, classes), small.SHAPE, 3)
+    images, targets = synthetic(soft=False, dtype=torch.float32)
+    message = (
+        r"^recipe\.batch_size is 4, which leaves 1 of 9 images to the last batch, [^\n]* choose another batch_size$"
+    )
+    with pytest.raises(InputError, match=message):
+        trained(images, targets, RATE, pools_all, EvaluationRecipe(epochs=1, batch_size=4), 1, SEED)
+    trained(images, targets, RATE, pools_all, EvaluationRecipe(epochs=1, batch_size=3), 1, SEED)
+    several = FunctionalNetwork(SMOOTH_BATCH_NORM, small.SHAPE, small.CLASSES)  # of 8 x 8 values, and of 4 x 4
+    trained(images, targets, RATE, several, EvaluationRecipe(epochs=1, batch_size=4), 1, SEED)
+
+
+def norm_of_one_value(channels: int, classes: int) -> nn.Module:
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 4, 1), nn.BatchNorm2d(4)]
+    return nn.Sequential(*pooled, nn.Flatten(), nn.Linear(4, classes))

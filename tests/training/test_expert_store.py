@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor
 
 from dd_lightning.functional.errors import InputError
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.pools import PoolSetup, TrajectoryPool
 from dd_lightning.sets.atomic_write import write_atomically
-from dd_lightning.training.expert_store import ExpertAccuracies, ExpertIdentity, ExpertStore
+from dd_lightning.training.expert_store import ExpertAccuracies, ExpertIdentity, ExpertState, ExpertStore
+from dd_lightning.training.experts import train_experts
 from dd_lightning.training.recipes import ExpertRecipe
+from tests import small
 
 IDENTITY = ExpertIdentity(
     network="Tiny",
@@ -32,7 +37,7 @@ def trajectory(epochs: int = 2) -> Tensor:
 @pytest.fixture
 def store(tmp_path: Path) -> ExpertStore:
     store = ExpertStore(tmp_path / "deep" / "experts")
-    store.write(3, trajectory(), None, ACCURACIES, IDENTITY, seed=5)
+    store.write({3: ExpertState(trajectory(), accuracies=ACCURACIES)}, IDENTITY, seed=5)
     return store
 
 
@@ -48,7 +53,10 @@ def test_round_trip_is_exact(store: ExpertStore) -> None:
     assert torch.equal(store.rows(3, [0, 1, 2]), trajectory())
     assert torch.equal(store.rows(3, [2, 0, 2]), trajectory()[[2, 0, 2]])
     assert store.rows(3, []).shape == (0, 8)
-    assert store.momentum(3) is None
+    state = store.read(3)
+    assert torch.equal(state.trajectory, trajectory())
+    assert state.momentum is state.statistics is None
+    assert state.accuracies == ACCURACIES
     metadata = store.metadata(3)
     assert metadata.seed == 5
     assert metadata.accuracies == ACCURACIES
@@ -56,18 +64,20 @@ def test_round_trip_is_exact(store: ExpertStore) -> None:
     assert metadata.identity.parameter_shapes == [[2, 3], [2]]
 
 
-def test_momentum_is_kept(store: ExpertStore) -> None:
-    momentum = torch.arange(8.0) / 7
-    store.write(4, trajectory(), momentum, ACCURACIES, IDENTITY, seed=5)
-    kept = store.momentum(4)
-    assert kept is not None
-    assert torch.equal(kept, momentum)
+def test_momentum_and_statistics_are_kept(store: ExpertStore) -> None:
+    momentum, statistics = torch.arange(8.0) / 7, torch.arange(6.0)
+    store.write({4: ExpertState(trajectory(), momentum, statistics, ACCURACIES)}, IDENTITY, seed=5)
+    state = store.read(4)
+    assert state.momentum is not None
+    assert state.statistics is not None
+    assert torch.equal(state.momentum, momentum)
+    assert torch.equal(state.statistics, statistics)
     assert store.ids() == [3, 4]
 
 
 def test_equal_content_is_equal_bytes(store: ExpertStore) -> None:
     before = store.file(3).read_bytes()
-    store.write(3, trajectory(), None, ACCURACIES, IDENTITY, seed=5)
+    store.write({3: ExpertState(trajectory(), accuracies=ACCURACIES)}, IDENTITY, seed=5)
     assert store.file(3).read_bytes() == before
 
 
@@ -111,7 +121,7 @@ def test_rows_reads_only_the_rows_it_is_asked_for(store: ExpertStore, monkeypatc
             read.append(tensor)
             return tensor
 
-    store.write(0, trajectory(50), None, ACCURACIES, IDENTITY, seed=5)
+    store.write({0: ExpertState(trajectory(50))}, IDENTITY, seed=5)
     monkeypatch.setattr(safetensors, "safe_open", Watched)
     assert torch.equal(store.rows(0, [40, 7]), trajectory(50)[[40, 7]])
     assert store.epochs(0) == 50
@@ -167,7 +177,7 @@ def test_check_names_file_field_and_both_values(
 
 def test_check_looks_at_every_file(store: ExpertStore) -> None:
     other = dataclasses.replace(IDENTITY, fingerprint="other")
-    store.write(8, trajectory(), None, ACCURACIES, other, seed=5)
+    store.write({8: ExpertState(trajectory())}, other, seed=5)
     with pytest.raises(InputError, match=r"expert_00008\.safetensors"):
         store.check(IDENTITY)
     with pytest.raises(InputError, match=r"expert_00003\.safetensors"):
@@ -207,10 +217,10 @@ def test_leftovers_are_passed_over(store: ExpertStore) -> None:
 
 
 def test_write_refuses_other_shapes(store: ExpertStore) -> None:
-    with pytest.raises(InputError, match=r"trajectory has shape \[3, 7\], network Tiny needs \[epochs \+ 1, 8\]"):
-        store.write(0, torch.zeros(3, 7), None, ACCURACIES, IDENTITY, seed=0)
-    with pytest.raises(InputError, match=r"momentum has shape \[7\], network Tiny needs \[8\]"):
-        store.write(0, torch.zeros(3, 8), torch.zeros(7), ACCURACIES, IDENTITY, seed=0)
+    with pytest.raises(InputError, match=r"trajectory has shape \[3, 7\], but network Tiny has 8 parameters"):
+        store.write({0: ExpertState(torch.zeros(3, 7))}, IDENTITY, seed=0)
+    with pytest.raises(InputError, match=r"momentum has shape \[7\], but network Tiny has 8 parameters"):
+        store.write({0: ExpertState(torch.zeros(3, 8), torch.zeros(7))}, IDENTITY, seed=0)
     assert store.ids() == [3]
 
 
@@ -224,7 +234,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(store: ExpertStore, monk
     with pytest.raises(
         InputError, match=r"cannot write .*expert_00003.*No space left on device; free some space"
     ) as error:
-        store.write(3, trajectory(4), None, ACCURACIES, IDENTITY, seed=5)
+        store.write({3: ExpertState(trajectory(4))}, IDENTITY, seed=5)
     one_line(error)
     assert store.file(3).read_bytes() == before
     assert [entry.name for entry in store.path.iterdir()] == ["expert_00003.safetensors"]
@@ -239,14 +249,15 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.0}, "expert lr is 0.0"),
-        ({"lr": float("nan")}, "expert lr is nan"),
-        ({"momentum": 1.0}, "expert momentum is 1.0"),
-        ({"weight_decay": -1.0}, "expert weight_decay is -1.0"),
-        ({"batch_size": 0}, "expert batch_size is 0"),
-        ({"precision": "float16"}, "expert precision is 'float16'; use one of float32, tf32, bfloat16"),
-        ({"compile": "fast"}, "compile is 'fast'; use one of auto, on, off"),
-        ({"micro_batch": 0}, "expert micro_batch is 0; use at least 1 image, auto, or null"),
+        ({"lr": 0.0}, "recipe.lr is 0; it must be above 0"),
+        ({"lr": float("nan")}, "recipe.lr is nan"),
+        ({"momentum": 1.0}, "recipe.momentum is 1; it must be at least 0 and below 1"),
+        ({"weight_decay": -1.0}, "recipe.weight_decay is -1"),
+        ({"batch_size": 0}, "recipe.batch_size is 0"),
+        ({"cutmix": 1.5}, "recipe.cutmix is 1.5"),
+        ({"policy": "mtt"}, "policy is 'mtt'"),
+        ({"augmentation": "blur"}, "blur"),
+        ({"precision": "float16"}, "precision is 'float16'; use one of float32, tf32, bfloat16"),
     ],
 )
 def test_recipe_refuses_values_out_of_range(change: dict[str, Any], message: str) -> None:
@@ -270,10 +281,9 @@ def test_of_what_came_later_a_recipe_names_what_changes_an_expert() -> None:
     }
     plain |= {"augmentation": "color_crop_cutout_flip_scale_rotate"}  # as stores have it that are older
     assert ExpertRecipe().describe(5) == plain
-    assert ExpertRecipe(compile="on", micro_batch=4).describe(5) == plain
+    assert ExpertRecipe(policy="idc", cutmix=0.5).describe(5) == plain | {"policy": "idc", "cutmix": 0.5}
     for precision in ("tf32", "bfloat16"):
         assert ExpertRecipe(precision=precision).describe(5) == plain | {"precision": precision}
-    assert [ExpertRecipe(compile=value).compile for value in (True, False)] == ["on", "off"]
 
 
 def test_of_several_files_none_is_replaced_unless_all_are_written(
@@ -288,12 +298,36 @@ def test_of_several_files_none_is_replaced_unless_all_are_written(
         if calls == 2:
             raise OSError(28, "No space left on device")
 
-    experts = [(id, trajectory(4), None, ACCURACIES, IDENTITY, 5) for id in (3, 4)]
+    experts = {id: ExpertState(trajectory(4)) for id in (3, 4)}
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full_at_the_second)
         with pytest.raises(InputError, match=r"cannot write .*expert_00004"):
-            store.write_all(experts)
+            store.write(experts, IDENTITY, 5)
     assert store.file(3).read_bytes() == before
     assert [entry.name for entry in store.path.iterdir()] == ["expert_00003.safetensors"]
-    store.write_all(experts)
+    store.write(experts, IDENTITY, 5)
     assert [store.epochs(id) for id in store.ids()] == [4, 4]
+
+
+OLD = Path(__file__).parents[1] / "fixtures" / "experts_format_1"
+
+
+def test_a_store_of_the_first_release_is_read_and_continued(tmp_path: Path) -> None:
+    data, recipe = small.data(), ExpertRecipe(lr=0.05, momentum=0.9, batch_size=30)
+    network = FunctionalNetwork(small.NETWORK, data.image_shape, data.num_classes)
+    stores = {name: ExpertStore(shutil.copytree(OLD, tmp_path / name)) for name in ("read", "continued")}
+    pool = TrajectoryPool(str(stores["read"].path), num_experts=2, expert_epochs=1, recipe=recipe, train_missing=False)
+    pool.prepare(PoolSetup(network, data.train, data.name, data.fingerprint))
+    assert torch.equal(pool.load((1, 1)).theta, stores["read"].rows(1, [1])[0])
+    assert stores["read"].metadata(0).accuracies == ExpertAccuracies(
+        train=[0.3, 0.6111111111111112], held_out=[0.7333333333333333, 0.9833333333333333]
+    )
+    identity = ExpertIdentity.of(network, recipe, 4, fingerprint=data.fingerprint, dataset=data.name)
+    fresh = ExpertStore(tmp_path / "fresh")
+    for store in (stores["continued"], fresh):
+        train_experts(network, data.train, store, identity, recipe, 3, 4, held_out=data.test, progress_bar=False)
+        assert [store.epochs(id) for id in store.ids()] == [4, 4, 4]
+    for id in range(3):  # another machine may round in another way
+        torch.testing.assert_close(stores["continued"].rows(id, range(5)), fresh.rows(id, range(5)), rtol=0, atol=1e-4)
+    for id in range(2):
+        assert torch.equal(stores["continued"].rows(id, range(3)), ExpertStore(OLD).rows(id, range(3)))

@@ -1,37 +1,32 @@
-import logging
+import io
 import random
-import signal
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import rich
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 import dd_lightning.training.experts as training
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.augment import DSA, augment
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import DistillationError, DivergenceError, InputError
 from dd_lightning.functional.random import step_generator
-from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.networks import FunctionalNetwork, build_network
 from dd_lightning.sets.real import RealSet
-from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
-from dd_lightning.training.experts import (
-    ExpertProgressBar,
-    ExpertTraining,
-    experts_together,
-    micro_batch_of,
-    train_experts,
-)
-from dd_lightning.training.parallel_networks import CompiledNetwork
+from dd_lightning.training import parallel_networks
+from dd_lightning.training.expert_store import ExpertIdentity, ExpertState, ExpertStore
+from dd_lightning.training.experts import experts_together, train_experts
+from dd_lightning.training.parallel_networks import ParallelTraining
 from dd_lightning.training.recipes import ExpertRecipe
-
-# Lightning 2.6 with torch 2.14, for the Trainers that these tests make themselves.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 
 SHAPE, CLASSES, COUNT = (1, 8, 8), 3, 50
 MOMENTUM = ExpertRecipe(lr=0.05, momentum=0.9, weight_decay=1e-3, batch_size=16, seed=7)
@@ -74,12 +69,13 @@ def train(network: FunctionalNetwork, tmp_path: Path) -> Train:
         num_experts: int,
         epochs: int,
         recipe: ExpertRecipe = MOMENTUM,
+        real: RealSet = REAL,
         **more: Any,  # noqa: ANN401
     ) -> ExpertStore:
         store = ExpertStore(tmp_path / name)
         identity = ExpertIdentity.of(network, recipe, epochs, fingerprint="f", dataset="patterns")
-        options: dict[str, Any] = {"device": "cpu", "progress_bar": False} | more
-        train_experts(network, REAL, store, identity, recipe, num_experts, epochs, **options)
+        options: dict[str, Any] = {"progress_bar": False} | more
+        train_experts(network, real, store, identity, recipe, num_experts, epochs, **options)
         return store
 
     return run
@@ -143,7 +139,7 @@ def test_trajectories_are_those_of_a_plain_training_loop(
         assert torch.equal(store.rows(id, [0])[0], rows[0])
         assert store.metadata(id).accuracies.train == pytest.approx(accuracies, abs=1.5 / COUNT)
         assert store.metadata(id).accuracies.held_out == [None] * 5
-        assert (store.momentum(id) is not None) == (recipe.momentum > 0)
+        assert (store.read(id).momentum is not None) == (recipe.momentum > 0)
 
 
 def test_experts_learn_and_differ(train: Train, network: FunctionalNetwork) -> None:
@@ -163,20 +159,17 @@ def test_experts_learn_and_differ(train: Train, network: FunctionalNetwork) -> N
 
 
 def test_one_after_another_neighbors_do_not_matter_to_the_last_bit(
-    train: Train, network: FunctionalNetwork, tmp_path: Path
+    train: Train, network: FunctionalNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = train("alone", 3, 2, together=1)
-    store = ExpertStore(tmp_path / "side by side")
-    identity = ExpertIdentity.of(network, MOMENTUM, 2, fingerprint="f", dataset="patterns")
-    module = ExpertTraining(network, REAL, store, identity, MOMENTUM, [2, 0], 2, vectorized=False)
-    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", max_epochs=2, enable_progress_bar=False, **options)
-    trainer.fit(module, train_dataloaders=range(module.steps_per_epoch))
-    assert store.ids() == [0, 2]
-    for id in (0, 2):
-        assert store.file(id).read_bytes() == alone.file(id).read_bytes()
-    assert train("later", 1, 2, first_id=2, together=1).ids() == [2]
-    assert torch.equal(whole(ExpertStore(tmp_path / "later"), 2), whole(alone, 2))
+    monkeypatch.setattr(training, "batching_pays", lambda *_: False)
+    beside = train("beside", 3, 2, together=3)
+    for id in range(3):
+        assert beside.file(id).read_bytes() == alone.file(id).read_bytes()
+    (tmp_path / "alone" / "expert_00001.safetensors").unlink()
+    third = alone.file(2).read_bytes()
+    assert train("alone", 3, 2, together=1).file(1).read_bytes() == beside.file(1).read_bytes()
+    assert alone.file(2).read_bytes() == third
 
 
 class KilledError(Exception):
@@ -189,63 +182,69 @@ def test_killed_and_continued_is_uninterrupted(
     train: Train, monkeypatch: pytest.MonkeyPatch, survived: int, together: int
 ) -> None:
     uninterrupted = train("whole", 2, 4, together=together, held_out=HELD_OUT)
-    begin = ExpertTraining.on_train_epoch_start
+    begin = training._Group.train_epoch
 
-    def die(self: ExpertTraining) -> None:
+    def die(self: training._Group, *arguments: Any) -> None:  # noqa: ANN401
         if self.epoch == survived:
             raise KilledError
-        begin(self)
+        begin(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ExpertTraining, "on_train_epoch_start", die)
+        patch.setattr(training._Group, "train_epoch", die)
         with pytest.raises(KilledError):
-            train("killed", 2, 4, together=together, held_out=HELD_OUT, flush_seconds=0.0)
-    store = train("killed", 0 + 2, 4, together=together, held_out=HELD_OUT)
+            train("killed", 2, 4, together=together, held_out=HELD_OUT)
+    store = train("killed", 2, 4, together=together, held_out=HELD_OUT)
     for id in range(2):
         assert store.file(id).read_bytes() == uninterrupted.file(id).read_bytes()
 
 
-def test_without_a_flush_a_kill_loses_the_epochs_since_the_last(
-    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_files_are_written_every_minute_and_at_the_end(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     written: list[int] = []
-    write = ExpertStore.write_all
+    write = ExpertStore.write
 
-    def record(self: ExpertStore, experts: Iterable[Any]) -> None:
-        experts = list(experts)
-        written.extend(len(expert[1]) - 1 for expert in experts)
-        write(self, experts)
+    def record(self: ExpertStore, experts: Mapping[int, ExpertState], *rest: Any) -> None:  # noqa: ANN401
+        written.extend(len(expert.trajectory) - 1 for expert in experts.values())
+        write(self, experts, *rest)
 
-    end = ExpertTraining.on_train_epoch_end
+    begin = training._Group.train_epoch
 
-    def tick(self: ExpertTraining) -> None:
+    def tick(self: training._Group, *arguments: Any) -> None:  # noqa: ANN401
         nonlocal now
         now += 25
-        end(self)
+        begin(self, *arguments)
 
-    monkeypatch.setattr(ExpertStore, "write_all", record)
-    monkeypatch.setattr(ExpertTraining, "on_train_epoch_end", tick)
+    monkeypatch.setattr(ExpertStore, "write", record)
+    monkeypatch.setattr(training._Group, "train_epoch", tick)
     train("a", 1, 7)
     assert written == [3, 6, 7]  # 75 s, 150 s, the end
 
 
-def test_ctrl_c_keeps_every_finished_epoch(train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def failing_at(step: int, error: BaseException) -> Callable[..., Tensor]:
+    """Return a training step that fails at its n-th call."""
+    take, calls = ParallelTraining.step, 0
+
+    def failing(self: ParallelTraining, *batches: Any) -> Tensor:  # noqa: ANN401
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise error
+        return take(self, *batches)
+
+    return failing
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), RuntimeError("no such luck")], ids=repr)
+def test_an_interruption_keeps_every_finished_epoch(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+) -> None:
     uninterrupted = train("whole", 1, 3)
-    step = ExpertTraining.training_step
-
-    def interrupt(self: ExpertTraining, batch: int, batch_idx: int) -> None:
-        if (self.epoch, batch) == (2, 1):
-            raise KeyboardInterrupt
-        step(self, batch, batch_idx)
-
-    handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(ExpertTraining, "training_step", interrupt)
-        with pytest.raises(SystemExit):
+        patch.setattr(ParallelTraining, "step", failing_at(2 * 4 + 2, error))  # within the third epoch of four steps
+        with pytest.raises(type(error)) as raised:
             train("stopped", 1, 3)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert raised.value is error
     assert ExpertStore(tmp_path / "stopped").epochs(0) == 2
     assert train("stopped", 1, 3).file(0).read_bytes() == uninterrupted.file(0).read_bytes()
 
@@ -291,10 +290,9 @@ def test_an_identity_of_another_recipe_is_refused(network: FunctionalNetwork, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_experts": 0}, "num_experts is 0, it must be at least 1"),
-        ({"epochs": 0}, "epochs is 0, it must be at least 1"),
-        ({"together": 0}, "together is 0, it must be at least 1"),
-        ({"first_id": -1}, "first_id is -1, it must be at least 0"),
+        ({"num_experts": 0}, "num_experts is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"together": 0}, "together is 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(train: Train, change: dict[str, int], message: str) -> None:
@@ -305,18 +303,19 @@ def test_numbers_out_of_range_are_refused(train: Train, change: dict[str, int], 
 def test_divergence_names_expert_epoch_and_lr_and_keeps_what_was_finite(
     train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    end = ExpertTraining.on_train_epoch_end
+    step, calls = ParallelTraining.step, 0
 
-    def spoil(self: ExpertTraining) -> None:
-        if self.epoch == 2:
-            with torch.no_grad():
-                self.experts[1][3] = torch.nan
-        end(self)
+    def spoil(self: ParallelTraining, *batches: Any) -> Tensor:  # noqa: ANN401
+        nonlocal calls
+        calls += 1
+        if calls == 3 * 4:
+            self.thetas[1][3] = torch.nan
+        return step(self, *batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ExpertTraining, "on_train_epoch_end", spoil)
+        patch.setattr(ParallelTraining, "step", spoil)
         with pytest.raises(
-            InputError, match=r"^expert 1 diverged in epoch 3 at lr 0\.05: [^\n]*lower the recipe's lr$"
+            DivergenceError, match=r"^expert 1 diverged in epoch 3 at lr 0\.05: [^\n]*lower recipe\.lr$"
         ):
             train("a", 2, 4, together=2)
     store = ExpertStore(tmp_path / "a")
@@ -327,62 +326,9 @@ def test_divergence_names_expert_epoch_and_lr_and_keeps_what_was_finite(
 
 
 def test_a_huge_learning_rate_diverges(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"expert 0 diverged in epoch 1 at lr 1e\+30"):
+    with pytest.raises(DivergenceError, match=r"expert 0 diverged in epoch 1 at lr 1e\+30"):
         train("a", 1, 2, ExpertRecipe(lr=1e30, batch_size=16))
     assert ExpertStore(tmp_path / "a").ids() == []
-
-
-class Outer(LightningModule):
-    """A module that trains experts in its setup, then fits one number."""
-
-    def __init__(self, train: Train | None) -> None:
-        super().__init__()
-        self.train_first = train
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.seen: list[float] = []
-        self.handlers: list[object] = []
-
-    def setup(self, stage: str) -> None:
-        if self.train_first:
-            self.train_first("inner", 2, 2, progress_bar=True)
-
-    def on_train_start(self) -> None:
-        self.handlers = [signal.getsignal(signal.SIGTERM).__class__, signal.getsignal(signal.SIGINT)]
-
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        self.seen.append(torch.rand(()).item())
-        return (self.weight - batch - torch.rand(())) ** 2
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def test_it_can_be_called_from_the_setup_of_another_fit(train: Train, tmp_path: Path) -> None:
-    results = []
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    level = logging.getLogger("lightning.pytorch").level
-    for inner in (None, train):
-        torch.manual_seed(0)
-        outer = Outer(inner)
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=2,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        trainer.fit(outer, train_dataloaders=range(3))
-        assert trainer.global_step == 6
-        assert trainer.current_epoch == 2
-        results.append((outer.seen, outer.weight.item(), outer.handlers))
-    assert results[0] == results[1]
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-    assert logging.getLogger("lightning.pytorch").level == level
-    assert ExpertStore(tmp_path / "inner").ids() == [0, 1]
-    alone = train("alone", 2, 2)
-    for id in (0, 1):
-        assert (tmp_path / "inner" / alone.file(id).name).read_bytes() == alone.file(id).read_bytes()
 
 
 def test_global_random_states_and_modes_are_as_before(train: Train) -> None:
@@ -396,15 +342,41 @@ def test_global_random_states_and_modes_are_as_before(train: Train) -> None:
     assert np.random.get_state()[1].tolist() == numpy_before  # type: ignore[index]  # noqa: NPY002
 
 
-def test_the_bar_shows_experts_epochs_and_images_per_second(
-    network: FunctionalNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    identity = ExpertIdentity.of(network, MOMENTUM, 6, fingerprint="f", dataset="patterns")
-    module = ExpertTraining(network, REAL, ExpertStore(tmp_path), identity, MOMENTUM, [4, 5, 6], 6)
-    module.images_seen, module.started = 12000, 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: 110.0)
-    metrics = ExpertProgressBar(last_id=9).get_metrics(Trainer(accelerator="cpu", logger=False), module)
-    assert metrics == {"experts": "4-6 of 9", "epoch": "1/6", "images/s": "1,200"}
+def test_the_bar_shows_experts_epochs_and_images_per_second(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    now = 0.0
+
+    def later() -> float:
+        nonlocal now
+        now += 1.0
+        return now
+
+    monkeypatch.setattr(time, "perf_counter", later)  # or updates so close together are passed over
+    monkeypatch.setattr(Progress, "update", lambda *_, description, **__: titles.append(description))
+    monkeypatch.setattr(rich, "_console", Console(file=io.StringIO(), force_terminal=True))
+    train("a", 2, 1, together=2)
+    assert not titles
+    train("a", 3, 2, together=2, progress_bar=True)
+    shown = [re.fullmatch(r"(experts? [\d-]+ of 3, epoch ./2), ([\d,]+) images/s", title) for title in titles]
+    assert all(each and int(each[2].replace(",", "")) > 0 for each in shown)
+    assert [each[1] for each in shown if each] == [
+        *["experts 1-2 of 3, epoch 2/2"] * 4,
+        *["expert 3 of 3, epoch 1/2"] * 4,
+        *["expert 3 of 3, epoch 2/2"] * 4,
+    ]
+
+
+def test_the_bar_may_stand_inside_another(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(rich, "_console", Console(file=file, force_terminal=True, width=200))
+    with Progress() as outer:
+        outer.add_task("the Trainer's own", total=1)
+        train("inside", 1, 1, progress_bar=True)
+    assert "experts" in file.getvalue()
+    silent = len(file.getvalue())
+    alone = train("alone", 1, 1)
+    assert len(file.getvalue()) == silent
+    assert train("inside", 1, 1).file(0).read_bytes() == alone.file(0).read_bytes()
 
 
 def test_how_many_train_at_once() -> None:
@@ -419,45 +391,29 @@ def test_how_many_train_at_once() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_experts_trained_on_cuda_are_those_of_the_host(train: Train) -> None:
     recipe = ExpertRecipe(batch_size=16)
-    host, cuda = train("host", 3, 1, recipe), train("cuda", 3, 1, recipe, device="cuda:0", held_out=HELD_OUT)
+    host, cuda = train("host", 3, 1, recipe), train("cuda", 3, 1, recipe, real=REAL.to("cuda:0"), held_out=HELD_OUT)
     for id in range(3):
         torch.testing.assert_close(whole(cuda, id), whole(host, id), rtol=1e-3, atol=1e-3)
 
 
-CUT = replace(MOMENTUM, micro_batch=5)  # batches of 16, the last one of an epoch of 2
+CUT = Execution(micro_batch=5)  # batches of 16, the last one of an epoch of 2
 
 
 def test_pieces_of_batches_train_the_same_experts(train: Train) -> None:
     whole_batches = train("whole", 2, 3, held_out=HELD_OUT)
     for together in (1, 2):
-        cut = train(f"cut {together}", 2, 3, CUT, together=together, held_out=HELD_OUT)
+        cut = train(f"cut {together}", 2, 3, execution=CUT, together=together, held_out=HELD_OUT)
         for id in range(2):
             assert not torch.equal(whole(cut, id), whole(whole_batches, id))  # or nothing was cut
             torch.testing.assert_close(whole(cut, id), whole(whole_batches, id), rtol=1e-5, atol=1e-5)
             found, expected = (store.metadata(id).accuracies for store in (cut, whole_batches))
             assert found.train == pytest.approx(expected.train, abs=1.5 / COUNT)
-    large = train("large", 2, 3, replace(MOMENTUM, micro_batch=16), held_out=HELD_OUT)
+    large = train("large", 2, 3, execution=Execution(micro_batch=16), held_out=HELD_OUT)
     # and on a host, of small images, nothing is cut unasked
-    null = train("null", 2, 3, replace(MOMENTUM, micro_batch=None), held_out=HELD_OUT)
+    null = train("null", 2, 3, execution=Execution(micro_batch=None), held_out=HELD_OUT)
     for id in range(2):
         contents = {store.file(id).read_bytes() for store in (large, null, whole_batches)}
         assert len(contents) == 1
-
-
-def test_automatic_pieces_are_of_hosts_and_of_networks_without_batch_norm() -> None:
-    convnet, batch_norm = (FunctionalNetwork(f"ConvNet-3{norm}", (3, 32, 32), 10) for norm in ("", "-BN"))
-    recipe = ExpertRecipe()
-    assert micro_batch_of(convnet, recipe, "cpu", 256) == 16
-    assert micro_batch_of(convnet, recipe, "cuda", 256) == 256
-    assert micro_batch_of(batch_norm, recipe, "cpu", 256) == 256
-    assert micro_batch_of(convnet, replace(recipe, precision="bfloat16"), "cpu", 256) == 32
-    assert micro_batch_of(convnet, replace(recipe, micro_batch=None), "cpu", 256) == 256
-    assert micro_batch_of(convnet, replace(recipe, micro_batch=3), "cuda", 256) == 3
-    assert micro_batch_of(batch_norm, replace(recipe, micro_batch=256), "cpu", 256) == 256
-    with pytest.raises(
-        InputError, match=r"micro_batch is 255, .* needs all 256 images .*; set recipe\.micro_batch: null"
-    ):
-        micro_batch_of(batch_norm, replace(recipe, micro_batch=255), "cpu", 256)
 
 
 class Compiler:
@@ -477,26 +433,26 @@ class Compiler:
 
 
 @pytest.mark.parametrize(
-    ("together", "recipe", "shapes", "passes"), [(2, MOMENTUM, 2, 4), (1, CUT, 3, 13)], ids=["at once", "in pieces"]
+    ("together", "cut", "shapes", "passes"), [(2, None, 2, 4), (1, 5, 3, 13)], ids=["at once", "in pieces"]
 )
 def test_compiled_experts_are_the_same_up_to_rounding_and_interrupted_to_the_last_bit(
-    train: Train, monkeypatch: pytest.MonkeyPatch, together: int, recipe: ExpertRecipe, shapes: int, passes: int
+    train: Train, monkeypatch: pytest.MonkeyPatch, together: int, cut: int | None, shapes: int, passes: int
 ) -> None:
     compiler = Compiler()
-    monkeypatch.setattr(CompiledNetwork.__init__, "__defaults__", (compiler,))
-    eager = train("eager", 2, 2, recipe, together=together)
+    monkeypatch.setattr(parallel_networks, "BACKEND", compiler)
+    off, on = Execution(micro_batch=cut), Execution(compile="on", micro_batch=cut)
+    eager = train("eager", 2, 2, together=together, execution=off)
     assert compiler.calls == 0
-    on = replace(recipe, compile="on")
     known: list[int] = []
-    begin = ExpertTraining.on_train_start
+    begin = training._Group.__init__
 
-    def note(self: ExpertTraining) -> None:
+    def note(self: training._Group, *arguments: Any) -> None:  # noqa: ANN401
         known.append(compiler.compilations)
-        begin(self)
+        begin(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ExpertTraining, "on_train_start", note)
-        store = train("compiled", 2, 2, on, together=together)
+        patch.setattr(training._Group, "__init__", note)
+        store = train("compiled", 2, 2, together=together, execution=on)
     # all before the first group of experts: batches of 16 and of 2, in pieces of 5, 1 and 2
     groups = 2 // together
     assert known == [shapes] * groups
@@ -504,12 +460,12 @@ def test_compiled_experts_are_the_same_up_to_rounding_and_interrupted_to_the_las
     assert compiler.calls == shapes + groups * 2 * passes
     for id in range(2):
         torch.testing.assert_close(whole(store, id), whole(eager, id), rtol=1e-4, atol=1e-4)
-    train("resumed", 2, 1, on, together=together)
-    resumed = train("resumed", 2, 2, on, together=together)
+    train("resumed", 2, 1, together=together, execution=on)
+    resumed = train("resumed", 2, 2, together=together, execution=on)
     for id in range(2):
         assert resumed.file(id).read_bytes() == store.file(id).read_bytes()
     finished = store.file(0).read_bytes()
-    train("compiled", 2, 2, replace(on, compile="off"))  # the store may hold both
+    train("compiled", 2, 2, execution=off)  # the store may hold both
     assert store.file(0).read_bytes() == finished
 
 
@@ -518,13 +474,13 @@ def test_a_compiler_that_fails_is_told_or_done_without(train: Train, monkeypatch
         raise RuntimeError("no C++ compiler\nmore lines")
 
     eager = train("eager", 1, 1)
-    monkeypatch.setattr(CompiledNetwork.__init__, "__defaults__", (backend,))
-    message = r"^compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set recipe\.compile: off$"
+    monkeypatch.setattr(parallel_networks, "BACKEND", backend)
+    message = r"^compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set execution\.compile: off$"
     with pytest.raises(InputError, match=message):
-        train("on", 1, 1, replace(MOMENTUM, compile="on"))
-    monkeypatch.setattr(training, "compiles", lambda *_: True)
+        train("on", 1, 1, execution=Execution(compile="on"))
+    monkeypatch.setattr(parallel_networks, "compiles", lambda *_: True)
     with pytest.warns(UserWarning, match="torch.compile fails for the experts' step .*: going on without"):
-        store = train("auto", 1, 1, replace(MOMENTUM, compile="auto"))
+        store = train("auto", 1, 1, execution=Execution(compile="auto"))
     assert store.file(0).read_bytes() == eager.file(0).read_bytes()
 
 
@@ -551,33 +507,64 @@ def test_a_store_holds_experts_of_one_precision(train: Train) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "norm", "remedy"),
+    ("execution", "norm", "remedy"),
     [
-        (MOMENTUM, "", "set recipe.micro_batch below 16, or a smaller recipe.batch_size"),
-        (CUT, "", "set recipe.micro_batch below 5, or a smaller recipe.batch_size"),
-        (MOMENTUM, "-BN", "set a smaller recipe.batch_size"),
+        (Execution(), "", "set execution.micro_batch below 16, or a smaller recipe.batch_size"),
+        (CUT, "", "set execution.micro_batch below 5, or a smaller recipe.batch_size"),
+        (Execution(), "-BN", "set a smaller recipe.batch_size"),
     ],
 )
 def test_out_of_memory_is_one_line_and_loses_no_finished_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: ExpertRecipe, norm: str, remedy: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: Execution, norm: str, remedy: str
 ) -> None:
     network = FunctionalNetwork(f"ConvNet-1-W4{norm}", SHAPE, CLASSES)
-    identity = ExpertIdentity.of(network, recipe, 3, fingerprint="f", dataset="patterns")
+    identity = ExpertIdentity.of(network, MOMENTUM, 3, fingerprint="f", dataset="patterns")
     stores = {name: ExpertStore(tmp_path / name) for name in ("whole", "short")}
-    options: dict[str, Any] = {"device": "cpu", "progress_bar": False, "together": 1}
-    train_experts(network, REAL, stores["whole"], identity, recipe, 1, 3, **options)
-    step = ExpertTraining.training_step
-
-    def failing(self: ExpertTraining, batch: int, batch_idx: int) -> None:
-        if (self.epoch, batch) == (2, 1):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nmore lines")
-        step(self, batch, batch_idx)
-
+    options: dict[str, Any] = {"progress_bar": False, "together": 1, "execution": execution}
+    train_experts(network, REAL, stores["whole"], identity, MOMENTUM, 1, 3, **options)
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nmore lines")
     with monkeypatch.context() as patch:
-        patch.setattr(ExpertTraining, "training_step", failing)
-        with pytest.raises(InputError) as caught:
-            train_experts(network, REAL, stores["short"], identity, recipe, 1, 3, **options)
+        patch.setattr(ParallelTraining, "step", failing_at(2 * 4 + 2, error))
+        with pytest.raises(DistillationError) as caught:
+            train_experts(network, REAL, stores["short"], identity, MOMENTUM, 1, 3, **options)
     assert str(caught.value) == f"memory ran out while training 1 x {network.name} as experts; {remedy}"
     assert stores["short"].epochs(0) == 2
-    train_experts(network, REAL, stores["short"], identity, recipe, 1, 3, **options)
+    train_experts(network, REAL, stores["short"], identity, MOMENTUM, 1, 3, **options)
     assert stores["short"].file(0).read_bytes() == stores["whole"].file(0).read_bytes()
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_batch_norms_are_tested_with_running_statistics_that_a_continuation_carries_on(
+    tmp_path: Path, together: int
+) -> None:
+    name, recipe = "ConvNet-1-W4-BN", replace(MOMENTUM, augmentation="none")
+    network = FunctionalNetwork(name, SHAPE, CLASSES)
+    stores = {name: ExpertStore(tmp_path / name) for name in ("whole", "parts")}
+
+    def train(store: ExpertStore, epochs: int) -> None:
+        identity = ExpertIdentity.of(network, recipe, epochs, fingerprint="f", dataset="patterns")
+        options: dict[str, Any] = {"held_out": HELD_OUT, "progress_bar": False, "together": together}
+        train_experts(network, REAL, store, identity, recipe, 2, epochs, **options)
+
+    train(stores["whole"], 3)
+    for epochs in (1, 3):
+        train(stores["parts"], epochs)
+    for id in range(2):
+        assert stores["parts"].file(id).read_bytes() == stores["whole"].file(id).read_bytes()
+        # torch's own module on the same batches
+        module = build_network(name, SHAPE[0], CLASSES, SHAPE[1:]).train()
+        nn.utils.vector_to_parameters(stores["whole"].rows(id, [0])[0], module.parameters())
+        sgd = torch.optim.SGD(module.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+        for epoch in range(3):
+            module.train()
+            order = torch.randperm(COUNT, generator=step_generator(recipe.seed, epoch, f"expert-{id}/batches"))
+            for rows in order.split(recipe.batch_size):
+                sgd.zero_grad()
+                nn.functional.cross_entropy(module(REAL.images[rows]), REAL.labels[rows]).backward()
+                sgd.step()
+            right = (module.eval()(HELD_OUT.images).argmax(1) == HELD_OUT.labels).double().mean()
+            assert stores["whole"].metadata(id).accuracies.held_out[epoch] == pytest.approx(float(right), abs=1.5 / 40)
+        state, buffers = stores["whole"].read(id), dict(module.named_buffers())
+        assert state.statistics is not None
+        running = torch.cat([buffer for name, buffer in buffers.items() if "running" in name])
+        torch.testing.assert_close(state.statistics, running, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,4 @@
-"""What every network is tested for, and the definitions that the tests of several families share."""
-
-from collections.abc import Iterator
+"""What every network is tested for, by name."""
 
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.products import gradient_products
-from dd_lightning.networks import FunctionalNetwork, build_network, network_name
+from dd_lightning.networks import FunctionalNetwork, NetworkSpec, build_network, network_name
 
 
 def count(network: nn.Module) -> int:
@@ -18,29 +16,6 @@ def count(network: nn.Module) -> int:
 
 def conv_weights(network: nn.Module) -> list[Tensor]:
     return [parameter for parameter in network.parameters() if parameter.dim() == 4]
-
-
-def random_network(name: str, channels: int, size: tuple[int, int], classes: int = 5) -> nn.Module:
-    """In float64, with no parameter at the value it starts from: norms start as the identity, hiding mistakes."""
-    torch.manual_seed(0)
-    network = build_network(name, channels, classes, size).double()
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=parameter.numel() ** -0.25)
-    return network
-
-
-def normalized(maps: Tensor, weights: Iterator[Tensor], batch: bool) -> Tensor:
-    """Batch or instance norm by its definition."""
-    gain, shift = next(weights), next(weights)
-    pixels = (0, 2, 3) if batch else (2, 3)
-    mean = maps.mean(pixels, keepdim=True)
-    variance = ((maps - mean) ** 2).mean(pixels, keepdim=True)
-    return (maps - mean) / (variance + 1e-5).sqrt() * gain[:, None, None] + shift[:, None, None]
-
-
-def halved(maps: Tensor) -> Tensor:
-    """2 x 2 average pooling of maps with even sides."""
-    return (maps[:, :, ::2, ::2] + maps[:, :, 1::2, ::2] + maps[:, :, ::2, 1::2] + maps[:, :, 1::2, 1::2]) / 4
 
 
 def check_builds_and_runs(name: str, channels: int, size: tuple[int, int]) -> None:
@@ -91,7 +66,7 @@ def check_mixed_product(name: str, shape: tuple[int, int, int], batch: int = 4) 
     torch.testing.assert_close(product, difference, rtol=0, atol=1e-6 * scale)
 
 
-def check_one_line_error(name: str, message: str, size: tuple[int, int] = (32, 32)) -> None:
+def check_one_line_error(name: NetworkSpec, message: str, size: tuple[int, int] = (32, 32)) -> None:
     with pytest.raises(InputError, match=message) as caught:
         build_network(name, 3, 10, size)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,90 @@
+"""What a run asks of its Trainer: settings, logging at a step, and the other processes."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from dd_lightning.datamodules.base import DistillationDataModule
+from dd_lightning.functional.errors import InputError
+
+DEFAULT_STEPS = 2000
+"""Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
+
+Value = TypeVar("Value")
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse settings under which a batch would not be a distillation step; without ``max_steps``, set the paper's.
+
+    Raises:
+        InputError: If a setting is refused.
+    """
+    if trainer.precision != "32-true":
+        raise InputError(
+            f"trainer.precision is {trainer.precision!r}; it must be '32-true', since autocast would reach the step, "
+            "not the selection (use model.execution.precision)"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise InputError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; it must be 1: one batch is one "
+            "distillation step"
+        )
+    if trainer.max_steps < 1:
+        trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
+        rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
+
+
+def attached_data(trainer: Trainer) -> DistillationDataModule:
+    """Return the data that a Trainer was given.
+
+    Raises:
+        InputError: If it is not a DistillationDataModule.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, DistillationDataModule):
+        raise InputError(
+            f"the data is {type(data).__name__}; pass a DistillationDataModule as Trainer.fit(datamodule=...)"
+        )
+    return data
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Tell whether the Trainer's ``log_every_n_steps`` asks for this step's values."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # one of Lightning's connectors sets it
+    return every > 0 and trainer.global_step % every == 0
+
+
+def log_scalars(trainer: Trainer, values: Mapping[str, float], step: int | None = None) -> None:
+    """Write values to all loggers at exactly x = ``step``, the distillation step by default.
+
+    ``LightningModule.log`` would write them at the next logging interval's x, and repeat them at later ones.
+    """
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(values), step=trainer.global_step if step is None else step)
+
+
+class TrainerProcess:
+    """A Trainer's process, as pools know one (:class:`~dd_lightning.pools.Process`)."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.rank, self.size = trainer.global_rank, trainer.world_size
+        self._strategy = trainer.strategy
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        self._strategy.barrier()
+
+    def broadcast(self, value: Value) -> Value:
+        """Return the value of process 0."""
+        return self._strategy.broadcast(value)
+
+    def any(self, condition: bool) -> bool:
+        """Tell whether a condition holds on any process."""
+        if self.size == 1:
+            return condition
+        flag = self._strategy.reduce(torch.tensor(float(condition), device=self._strategy.root_device), reduce_op="sum")
+        return bool(flag > 0)

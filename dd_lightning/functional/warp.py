@@ -1,0 +1,180 @@
+"""Shifts and linear warps of images whose derivatives of every order are gathers, hence bit-reproducible anywhere.
+
+The backward that torch gives `grid_sample` adds with atomics on CUDA, in an order that changes from run to run. Here
+each map's backward is its transpose, written as reads.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+
+def shift(images: Tensor, offsets: Tensor) -> Tensor:
+    """Shift images by whole pixels, filling with 0: output pixel q is input pixel q + offset.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        offsets: ``[n, 2]`` int64, rows and columns, with ``n`` either B or 1.
+    """
+    shifted: Tensor = _Shift.apply(images, offsets)
+    return shifted
+
+
+def warp(images: Tensor, matrices: Tensor, radius: tuple[int, int], transposed: bool = False) -> Tensor:
+    """Sample images bilinearly at a linear map of the pixel grid, 0 outside, or apply the transpose of that.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        matrices: ``[n, 2, 2]`` with ``n`` either B or 1, acting on (x, y) in [-1, 1].
+        radius: Of the window, in rows and columns, from which the transpose gathers: see `scale_radius` and
+            `rotation_radius`.
+        transposed: Apply the transpose.
+    """
+    warped: Tensor = _Warp.apply(images, matrices, radius, transposed)
+    return warped
+
+
+def scale_radius(largest: float) -> tuple[int, int]:
+    """Return the gather radius that suffices for scaling the grid by up to ``largest``."""
+    return _gather_radius(largest), _gather_radius(largest)
+
+
+def rotation_radius(angle: float, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the gather radius that suffices for rotating the grid by up to ``angle`` radians at ``(H, W)`` pixels."""
+    aspect = (size[1] - 1) / (size[0] - 1)
+    return _gather_radius(_rotated_reach(1 / aspect, angle)), _gather_radius(_rotated_reach(aspect, angle))
+
+
+def _gather_radius(reach: float) -> int:
+    """Return the radius of a window of output pixels, around a rounded center, that holds all within reach.
+
+    An integer q with |q - c| < reach has |q - round(c)| < reach + 1/2.
+    """
+    slack = 1e-3  # room for the rounding of the draw, far above it
+    return math.ceil(reach + slack - 0.5)
+
+
+def _rotated_reach(aspect: float, angle: float) -> float:
+    """Return the maximum of |cos t| + aspect |sin t| over |t| <= angle.
+
+    It is the half-width of a rotated 2 x 2 square: how far, along one axis, an output pixel that samples within 1
+    pixel of p can be from p's preimage.
+    """
+    if math.atan(aspect) <= angle:
+        return math.hypot(1.0, aspect)
+    return math.cos(angle) + aspect * math.sin(angle)
+
+
+def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Read images at integer positions, giving 0 outside.
+
+    Args:
+        images: ``[B, C, H, W]``.
+        rows: ``[n, ...]`` with ``n`` either B or 1.
+        columns: The same shape.
+
+    Returns:
+        ``[B, C, ...]``.
+    """
+    batch, channels, height, width = images.shape
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    index = index.flatten(1)[:, None].expand(batch, channels, -1)
+    read = images.flatten(2).gather(2, index).reshape(batch, channels, *rows.shape[1:])
+    return read.masked_fill(~inside[:, None], 0.0)
+
+
+class _Shift(torch.autograd.Function):
+    """Zero-filled shift: output pixel q is input pixel q + offset. Its transpose is the shift by -offset."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(images: Tensor, offsets: Tensor) -> Tensor:
+        samples, (height, width) = offsets.shape[0], images.shape[-2:]
+        rows = torch.arange(height, device=images.device)[:, None] + offsets[:, 0, None, None]
+        columns = torch.arange(width, device=images.device) + offsets[:, 1, None, None]
+        return _pixels(images, rows.expand(samples, height, width), columns.expand(samples, height, width))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (offsets,) = ctx.saved_tensors
+        return shift(cotangent, -offsets), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # noqa: ANN401
+        (offsets,) = ctx.saved_tensors
+        return shift(tangent, offsets)
+
+
+class _Warp(torch.autograd.Function):
+    """Resampling under a linear map of the grid, or the transpose of that; each is the other's backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(images: Tensor, matrices: Tensor, radius: tuple[int, int], transposed: bool) -> Tensor:
+        return _gather_transposed(images, matrices, radius) if transposed else _resample(images, matrices)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+        _, matrices, ctx.radius, ctx.transposed = inputs
+        ctx.save_for_backward(matrices)
+        ctx.save_for_forward(matrices)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        (matrices,) = ctx.saved_tensors
+        return warp(cotangent, matrices, ctx.radius, not ctx.transposed), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # noqa: ANN401
+        (matrices,) = ctx.saved_tensors
+        return warp(tangent, matrices, ctx.radius, ctx.transposed)
+
+
+def _resample(images: Tensor, matrices: Tensor) -> Tensor:
+    """Sample ``images [B, C, H, W]`` bilinearly at ``matrices [n, 2, 2]`` times the pixel grid, 0 outside."""
+    grid = F.affine_grid(F.pad(matrices, (0, 1)), [matrices.shape[0], *images.shape[1:]], align_corners=True)
+    grid = grid.expand(images.shape[0], -1, -1, -1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def _gather_transposed(cotangent: Tensor, matrices: Tensor, radius: tuple[int, int]) -> Tensor:
+    """Apply the transpose of `_resample` by reading, never by adding into shared memory.
+
+    Input pixel p took part in the output pixels q whose sampling point Aq is within 1 pixel of p, with weight
+    (1 - |Aq - p|) along each axis. They lie around A^-1 p, in the window that `radius` bounds.
+    """
+    height, width = cotangent.shape[-2:]
+    device, dtype = cotangent.device, cotangent.dtype
+    # The matrices act on coordinates that run over [-1, 1] on both axes; in pixels, off-diagonals feel the
+    # aspect.
+    aspect = (width - 1) / (height - 1)
+    xx, xy, yx, yy = (entry[:, None, None, None] for entry in matrices.flatten(1).unbind(1))
+    xy, yx = xy * aspect, yx / aspect
+    determinant = xx * yy - xy * yx
+
+    middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
+    p_y = torch.arange(height, device=device, dtype=dtype)[:, None] - middle_y
+    p_x = torch.arange(width, device=device, dtype=dtype) - middle_x
+    near_y = ((xx * p_y - yx * p_x) / determinant + middle_y).round().to(torch.int64)  # [n, 1, H, W]
+    near_x = ((yy * p_x - xy * p_y) / determinant + middle_x).round().to(torch.int64)
+
+    steps_y = torch.arange(-radius[0], radius[0] + 1, device=device)
+    steps_x = torch.arange(-radius[1], radius[1] + 1, device=device)
+    steps_y, steps_x = (steps.flatten()[:, None, None] for steps in torch.meshgrid(steps_y, steps_x, indexing="ij"))
+    rows, columns = near_y + steps_y, near_x + steps_x  # [n, K, H, W], K output pixels for each input pixel
+    q_y, q_x = rows.to(dtype) - middle_y, columns.to(dtype) - middle_x
+    weight_y = (1 - (yx * q_x + yy * q_y - p_y).abs()).clamp(min=0)
+    weight_x = (1 - (xx * q_x + xy * q_y - p_x).abs()).clamp(min=0)
+
+    return (_pixels(cotangent, rows, columns) * (weight_y * weight_x)[:, None]).sum(dim=2)
