@@ -96,7 +96,7 @@ def test_a_run_is_not_resumed_as_another(cli: Cli) -> None:
         ("--model.pool.num_networks 2", "2 networks, .* 1"),
         ("--selection.pool_size 4", "4 networks, .* 1"),
         ("--model.ipc 2", r"\[20, 1, 8, 8\] .*\[10, 1, 8, 8\]"),
-        ("--model.objective BidirectionalMatching", "GradientMatching .*BidirectionalMatching "),
+        ("--model.objective BidirectionalMatching", "BidirectionalMatching .*GradientMatching "),
     ):
         assert re.search(said, cli.networks_refused(*options.split(), "--ckpt_path", "last"))
         assert (checkpoint.read_bytes(), small.contents(cli.version(name="networks"))) == before
