@@ -145,9 +145,9 @@ def run(cli: DistillationCLI) -> None:
         cli.trainer.fit(
             cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=cli.config.weights_only
         )
+    evaluation = next((each for each in callbacks if isinstance(each, EvalCallback)), None)
+    result = summary(cli.trainer, cli.model, evaluation)  # by all processes: the Trainer's folder is a broadcast
     if cli.trainer.is_global_zero:
-        evaluation = next((each for each in callbacks if isinstance(each, EvalCallback)), None)
-        result = summary(cli.trainer, cli.model, evaluation)
         write_atomically(Path(result["files"]) / "summary.json", json.dumps(result, indent=1).encode())
         show(closing_table(result))
 
