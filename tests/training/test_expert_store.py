@@ -160,7 +160,7 @@ def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
         ({"fingerprint": "def"}, "fingerprint", "'abc'", "'def'"),
         ({"dataset": "cifar10"}, "dataset", "'digits'", "'cifar10'"),
         ({"recipe": ExpertRecipe(lr=0.03).describe(4)}, "recipe.lr", "0.02", "0.03"),
-        ({"recipe": ExpertRecipe(lr=0.02, lr_decay=True).describe(4)}, "recipe.decay_epochs", "None", "4"),
+        ({"recipe": ExpertRecipe(lr=0.02, lr_decay=True).describe(4)}, "recipe.lr_decay", "False", "True"),
     ],
 )
 def test_check_names_file_field_and_both_values(
