@@ -39,10 +39,9 @@ def experts(args: Sequence[str]) -> None:
     parser.add_subclass_arguments(DistillationDataModule, "data", required=False, help="Real data.")
     parser.add_class_arguments(ExpertRecipe, "recipe")
     parser.add_class_arguments(Execution, "execution", skip={"precision", "memory_gb"})  # the recipe has a precision
-    _add_device(parser)
     config = parser.parse_args(args)
     if config.data is None:
-        parser.error("no data: name it with --data, such as --data CIFAR10DataModule, or in --config")
+        parser.error("no data; give --config, such as --config experts/digits, or --data, such as CIFAR10DataModule")
     check_range("num_experts", config.num_experts, low=1)
     check_range("epochs", config.epochs, low=1)
     objects = parser.instantiate_classes(config)
@@ -96,7 +95,6 @@ def evaluate(args: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of all draws.")
     parser.add_class_arguments(Execution, "execution", skip={"memory_gb"})
-    _add_device(parser)
     config = parser.parse_args(args)
     check_range("num_networks", config.num_networks, low=1)
     device = _device(config.device)
@@ -129,11 +127,8 @@ def _parser(usage: str, description: str) -> OneLineParser:
     prog = f"dd-lightning {usage.split()[0]}"
     parser = OneLineParser(prog=prog, usage=f"dd-lightning {usage}", description=description)
     parser.add_argument("-c", "--config", action="config", help="YAML file or packaged name.")
-    return parser
-
-
-def _add_device(parser: OneLineParser) -> None:
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1, for example.")
+    return parser
 
 
 def _device(name: str) -> torch.device:

@@ -2,8 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +101,9 @@ class DistillationCLI(LightningCLI):
         """Parse the arguments given, whatever the process's own are; there is no default for the data."""
         self.config = parser.parse_args(list(args or ()))
         if self.config.data is None:
-            parser.error(
-                "no data: name it with --config, such as --config quickstart, or with --data, such as --data "
-                "CIFAR10DataModule"
-            )
-
-        if not 0 <= self.config.seed_everything < 2**32:
-            raise InputError(f"seed_everything is {self.config.seed_everything}; it must be from 0 to {2**32 - 1}")
+            parser.error("no data; give --config, such as --config quickstart, or --data, such as CIFAR10DataModule")
+        if not 0 <= (seed := self.config.seed_everything) < 2**32:
+            raise InputError(f"seed_everything is {seed}; it must be from 0 to {2**32 - 1}")
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own lets hyperparameters in the checkpoint silently override the command line.
@@ -130,7 +125,11 @@ class DistillationCLI(LightningCLI):
 
 def fit(args: Sequence[str]) -> None:
     """Distill."""
-    with _expected_warnings_ignored():
+    with warnings.catch_warnings():
+        for expected in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=expected)
+        # Lightning 2.6 calls what jsonargparse 5 will remove.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
         run(DistillationCLI(args))
 
 
@@ -150,13 +149,3 @@ def run(cli: DistillationCLI) -> None:
     if cli.trainer.is_global_zero:
         write_atomically(Path(result["files"]) / "summary.json", json.dumps(result, indent=1).encode())
         show(closing_table(result))
-
-
-@contextmanager
-def _expected_warnings_ignored() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for expected in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=expected)
-        # Lightning 2.6 calls what jsonargparse 5 will remove.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
-        yield

@@ -35,8 +35,7 @@ CLASSES = {
 """Options that name a class, and the package's classes that each may name; a class has options below its key."""
 
 _UNKNOWN = re.compile(
-    r"(?:Group '(?P<group>[^']+)' does not accept (?:option|nested key)|Option|Key) '(?P<key>[^']+)'"
-    r"|nrecognized arguments: (?P<argument>\S+)"
+    r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<key>[^']+)'|nrecognized arguments: (?P<flag>\S+)"
 )
 _EXPECTED = re.compile(r"Expected an? (?:typing\.Literal\[(?P<literals>[^\]]*)\]|<class '(?:\w+\.)*(?P<type>\w+)'>)")
 _TYPE_NAMES = {
@@ -95,7 +94,7 @@ def _describe(message: str, parser: ArgumentParser) -> str:
     """Return jsonargparse's message, which has several lines, nested in unions and classes, as a short sentence."""
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)":', message)))
     if unknown := _UNKNOWN.search(message):
-        name = unknown["key"] or unknown["argument"].partition("=")[0].removeprefix("--")
+        name = unknown["key"] or unknown["flag"].partition("=")[0].removeprefix("--")
         whole = ".".join(part for part in (key, unknown["group"], name) if part).replace(".init_args", "")
         class_path = re.findall(r"Problem with given class_path '([\w.]+)'", message)
         return _describe_unknown(whole, key, class_path[0].rpartition(".")[2] if class_path else "", parser)

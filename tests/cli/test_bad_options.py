@@ -254,10 +254,14 @@ def results(cli: Cli) -> set[str]:
     [
         ("fitt", 2, "unknown command 'fitt'; did you mean fit?"),
         ("--config quickstart", 2, "unknown command '--config'; use fit, experts, evaluate"),
-        ("fit", 2, "no data.*--config quickstart.*--data CIFAR10DataModule"),
-        ("fit --model.ipc 1", 2, "no data.*--config quickstart.*--data CIFAR10DataModule"),
-        ("experts", 2, "no data.*--data CIFAR10DataModule"),
-        ("experts --num_experts 1 --epochs 1", 2, "no data.*--data CIFAR10DataModule"),
+        ("fit", 2, "no data.*--config quickstart.*--data, such as CIFAR10DataModule"),
+        ("fit --model.ipc 1", 2, "no data.*--config quickstart.*--data, such as CIFAR10DataModule"),
+        ("experts", 2, "no data.*--config experts/digits.*--data, such as CIFAR10DataModule"),
+        (
+            "experts --num_experts 1 --epochs 1",
+            2,
+            "no data.*--config experts/digits.*--data, such as CIFAR10DataModule",
+        ),
         ("experts --data DigitsDataModule --num_experts 0", 1, "num_experts is 0"),
         ("experts --data DigitsDataModule --epochs 0", 1, "epochs is 0"),
         ("experts --data DigitsDataModule --epoch 3", 2, "epoch is no option; did you mean epochs?"),
