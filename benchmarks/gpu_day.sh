@@ -13,6 +13,7 @@ part=${1:?"PART: tests, mtt, costs or all"} root=${2:?"ROOT: folder of the CIFAR
 device=${DEVICE:-cuda} python=${PYTHON:-python3} mini=${MINIATURE:-}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$out"
+if [ -n "$mini" ]; then export TORCHDYNAMO_DISABLE=1; fi  # compiling takes minutes
 failed=0
 
 run() { # NAME COMMAND...: run it, with its output and its time in OUT

@@ -120,7 +120,7 @@ class Distillation:
 
     def _reset(self, device: torch.device) -> None:
         self.step = -1
-        self.candidate_evaluations = 0.0
+        self.candidate_evaluations: float = 0
         self.skipped_steps = 0
         self.cost = CostMeter(device)
         self._draws: Any = None

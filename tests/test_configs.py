@@ -10,7 +10,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from dd_lightning.cli.main import DistillationCLI, main
+from dd_lightning.cli import fit as cli_fit
+from dd_lightning.cli.fit import DistillationCLI
+from dd_lightning.cli.main import main
 from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
@@ -180,8 +182,14 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
             synthetic = module.synthetic_set
             initial.append((synthetic.images.detach().clone(), synthetic.targets.detach().clone()))
 
+        run_and_forget = cli_fit.run
+
+        def run_and_keep(cli: DistillationCLI) -> None:
+            run_and_forget(cli)
+            done.append(cli)
+
         with monkeypatch.context() as patch:
-            patch.setattr(DistillationCLI, "after_fit", lambda cli: done.append(cli))
+            patch.setattr(cli_fit, "run", run_and_keep)
             patch.setattr(DistillationModule, "on_train_start", on_train_start)
             main(["fit", *_config_flags(*names), "--trainer.enable_progress_bar=false", *flags])
         assert (len(done), len(initial)) == (1, 1)
@@ -197,7 +205,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DistillationCLI]:
     def run(name: str) -> DistillationCLI:
         built: list[DistillationCLI] = []
         with monkeypatch.context() as patch:
-            patch.setattr(DistillationCLI, "_run_subcommand", lambda cli, subcommand: built.append(cli))
+            patch.setattr(cli_fit, "run", built.append)
             main(["fit", *_config_flags(name)])
         return built[0]
 
@@ -222,7 +230,7 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
     root = ["--data.init_args.root", str(hundred_classes)] if hundred else []
     cli, initial, labels = fit(name, *(["dynadistill"] if dynadistill else []), *_smoke(name), flags=[*outer, *root])
 
-    module, data, config = cli.model, cli.datamodule, cli.config.fit
+    module, data, config = cli.model, cli.datamodule, cli.config
     assert isinstance(module, DistillationModule)
     images = module.synthetic_set.images.detach()
     assert images.shape == (2 * data.num_classes, *data.image_shape)
@@ -318,7 +326,7 @@ def test_published_numbers(name: str, build: Callable[[str], DistillationCLI]) -
     assert module.pool.recipe.describe(50) == {**recipe, "augmentation": strategy}
     assert (data.val_fraction, data.verify, data.download) == (0.0, True, True)
     assert cli.trainer.max_steps == 2000
-    config = cli.config.fit
+    config = cli.config
     assert (config.seed_everything, config.name, config.selection) == (0, name.replace("/", "_"), None)
     assert config.model.objective.init_args.augmentation == strategy
     evaluation = config.evaluation.init_args
@@ -370,9 +378,9 @@ def test_published_numbers_of_datm(name: str, build: Callable[[str], Distillatio
     assert (len(pool), pool.refresh, pool.train_epochs) == (100, "redraw", 100)
     strategy = "color_crop_cutout_flip_scale_rotate"
     assert pool.recipe.describe(100) == ExpertRecipe(augmentation=strategy).describe(100)
-    assert cli.config.fit.model.objective.init_args.augmentation == strategy
+    assert cli.config.model.objective.init_args.augmentation == strategy
     assert cli.trainer.max_steps == 10_000
-    evaluation = cli.config.fit.evaluation.init_args
+    evaluation = cli.config.evaluation.init_args
     assert (evaluation.num_networks, evaluation.recipe, evaluation.epochs, evaluation.split) == (5, "mtt", None, "test")
 
 
@@ -434,7 +442,7 @@ def test_published_numbers_of_live_networks(name: str, build: Callable[[str], Di
     assert (data.color_space, data.val_fraction, data.verify, data.download) == ("normalized", 0.0, True, True)
     assert data.channel_stats == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     assert cli.trainer.max_steps == 400 * 100
-    config = cli.config.fit
+    config = cli.config
     assert (config.seed_everything, config.name, config.selection) == (0, name.replace("/", "_"), None)
     evaluation = config.evaluation.init_args
     assert evaluation.every_n_steps == 40 * 100

@@ -128,9 +128,9 @@ def test_adam_is_torchs(store: Path) -> None:
 @pytest.mark.parametrize("options", [{"image_optimizer": "adam"}, {"equal_norm": True}])
 def test_killed_and_resumed(store: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     whole = small.module(store, image_lr=0.1, **options)
-    small.fit(tmp_path / "whole", whole, small.checkpoints(tmp_path))
+    small.fit(tmp_path, whole, small.checkpoints(tmp_path))
     resumed = small.module(store, image_lr=0.1, **options)
-    small.fit(tmp_path / "resumed", resumed, ckpt_path=tmp_path / "step=3.ckpt")
+    small.fit(tmp_path, resumed, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=3.ckpt")
     assert small.same(small.learned(resumed), small.learned(whole))
 
 

@@ -336,6 +336,12 @@ def test_default_number_of_steps(store: Path, tmp_path: Path) -> None:
     assert trainer.global_step <= 1
 
 
+def test_no_steps_are_refused_before_experts_are_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="max_steps is 0; a run needs at least 1 step"):
+        small.fit(tmp_path, small.module(tmp_path / "none"), steps=0)
+    assert not (tmp_path / "none").exists()
+
+
 def test_unset_pieces_say_so() -> None:
     fresh = DistillationModule()
     for name in ("synthetic_set", "problem"):

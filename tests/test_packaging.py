@@ -12,7 +12,7 @@ from tests.test_floors import FILES, imports
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Where a package's name on the index is not the one it is imported by."""
 INDIRECT = {"tensorboard", "scipy"}
 """Imported by Lightning's logger and by torchvision's reader of SVHN, neither of which declares it."""

@@ -87,9 +87,8 @@ def closing_table(result: dict[str, Any]) -> Table:
         full = result["full_set"]
         table.add_row("full training set", f"{percent(full['accuracies'])}  ({full['trained']})")
     skipped = f", {result['skipped_steps']} of them skipped" if result["skipped_steps"] else ""
-    table.add_row(
-        "steps", f"{result['steps']}{skipped}; {round(result['candidate_evaluations'], 1)} candidates evaluated"
-    )
+    evaluated = f"{result['candidate_evaluations']:.1f}".removesuffix(".0")
+    table.add_row("steps", f"{result['steps']}{skipped}; {evaluated} candidates evaluated")
     parts = {"evaluating": result["seconds_evaluating"], "training experts before": result["seconds_training_experts"]}
     spent = ", ".join(f"{seconds:.0f} {what}" for what, seconds in parts.items() if seconds > 0)
     table.add_row("seconds", f"{result['seconds']:.0f}" + (f"  ({spent})" if spent else ""))

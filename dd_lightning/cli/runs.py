@@ -12,12 +12,17 @@ _VERSION = re.compile(r"version_(\d+)$")
 _STEP = re.compile(r"step=(\d+)")
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder, and fail now rather than after hours if nothing can be written there.
+def run_folder(runs: str, name: str) -> Path:
+    """Make the folder of all versions of a run, and fail now rather than after hours if it cannot be written.
 
     Raises:
-        InputError: If it cannot be made or written.
+        InputError: If it cannot be made or written, or does not lie below ``runs``.
     """
+    if not runs:
+        raise InputError("--runs is ''; give the folder of all runs")
+    if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"--name is {name!r}; give a name, which becomes a folder below --runs")
+    folder = Path(runs) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
@@ -27,6 +32,31 @@ def check_writable(folder: Path) -> None:
         raise InputError(
             f"the run folder {folder.resolve()} cannot be written ({error.strerror}); choose another with --runs"
         ) from error
+    return folder
+
+
+def checkpoint_path(given: str | None, folder: Path) -> str | None:
+    """Return the checkpoint to resume from.
+
+    Args:
+        given: A path, ``last`` or None.
+        folder: Of all versions of the run.
+
+    Raises:
+        InputError: If there is none, or it is damaged.
+    """
+    if given is None:
+        return None
+    if given == "last":
+        return str(last_checkpoint(folder))
+    if not Path(given).is_file():
+        raise InputError(f"--ckpt_path is {given!r}, which is no file; give a checkpoint, or 'last'")
+    if not is_checkpoint(Path(given)):
+        raise InputError(
+            f"--ckpt_path is {given!r}, which is damaged or no checkpoint of a distillation run; give another one, or "
+            "'last'"
+        )
+    return given
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -40,8 +70,7 @@ def last_checkpoint(folder: Path) -> Path:
     Raises:
         InputError: If no version has a readable checkpoint.
     """
-    versions = [path for path in folder.glob("version_*") if _VERSION.search(path.name)]
-    for version in sorted(versions, key=lambda path: _number(_VERSION, path.name), reverse=True):
+    for version in _versions(folder):
         checkpoints = sorted(
             (version / "checkpoints").glob("*.ckpt"), key=lambda path: _number(_STEP, path.name), reverse=True
         )
@@ -52,6 +81,29 @@ def last_checkpoint(folder: Path) -> Path:
         f"--ckpt_path is 'last', but no run under {folder.resolve()} has a readable checkpoint; "
         "leave --ckpt_path out to start anew, or name the run with --name"
     )
+
+
+def synthetic_file(path: Path) -> Path:
+    """Return the synthetic set at a path: a file, or the folder of a run or of one of its versions.
+
+    Args:
+        path: Of a folder with several versions, the newest one that has a set counts.
+
+    Raises:
+        InputError: If a folder holds no set.
+    """
+    if not path.is_dir():
+        return path
+    for folder in (path, *_versions(path)):
+        if (file := folder / "synthetic.safetensors").is_file():
+            return file
+    raise InputError(f"{path} holds no synthetic.safetensors, nor does any version_* in it; give the folder of a run")
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Return the versions of a run, newest first."""
+    versions = [path for path in folder.glob("version_*") if _VERSION.search(path.name)]
+    return sorted(versions, key=lambda path: _number(_VERSION, path.name), reverse=True)
 
 
 def _number(pattern: re.Pattern[str], name: str) -> int:

@@ -22,6 +22,8 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         InputError: If a setting is refused.
     """
+    if trainer.max_steps == 0:
+        raise InputError("trainer.max_steps is 0; a run needs at least 1 step")
     if trainer.precision != "32-true":
         raise InputError(
             f"trainer.precision is {trainer.precision!r}; it must be '32-true', since autocast would reach the step, "
@@ -32,7 +34,7 @@ def check_trainer(trainer: Trainer) -> None:
             f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; it must be 1: one batch is one "
             "distillation step"
         )
-    if trainer.max_steps < 1:
+    if trainer.max_steps == -1:
         trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
         rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
 

@@ -116,10 +116,12 @@ class ExpertStore:
         path: The directory.
 
     Raises:
-        InputError: If ``path`` is a file. Methods that read raise it if a file is missing, damaged or foreign.
+        InputError: If ``path`` is empty or a file. Methods that read raise it if a file is missing, damaged or foreign.
     """
 
     def __init__(self, path: Path | str) -> None:
+        if not str(path):
+            raise InputError("path is ''; name the folder of the expert store")
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"expert store {self.path} is a file, it must be a directory; choose another path")

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torchmetrics.functional.classification import multiclass_stat_scores
 
 from dd_lightning.execution.compile import Backend, Compile, compiled, compiles, laid_out, try_compile
 from dd_lightning.execution.memory import memory_model
@@ -152,7 +153,7 @@ class Passes:
         >>> thetas, images = [network.initial(0), network.initial(1)], torch.ones(2, 5, 1, 8, 8)
         >>> gradients, logits, _ = Passes(network).gradients(thetas, images, torch.zeros(2, 5, dtype=torch.int64))
         >>> gradients.shape, logits.shape
-        (torch.Size([2, 2650]), torch.Size([2, 5, 10]))
+        (torch.Size([2, 1386]), torch.Size([2, 5, 10]))
     """
 
     def __init__(
@@ -267,9 +268,10 @@ class Passes:
 
     def accuracies(self, thetas: Stack, held_out: RealSet, batch: int, statistics: Stack | None = None) -> list[float]:
         """Return the top-1 accuracy of every network on held-out data, in [0, 1], by passes of ``batch`` images."""
-        correct = torch.zeros(len(thetas), device=held_out.images.device)
+        correct, classes = torch.zeros(len(thetas), device=held_out.images.device), held_out.num_classes
         for images, labels in zip(held_out.images.split(batch), held_out.labels.split(batch), strict=True):
-            correct += (self.logits(thetas, images, statistics).argmax(2) == labels).sum(1)
+            for row, logits in enumerate(self.logits(thetas, images, statistics)):
+                correct[row] += multiclass_stat_scores(logits, labels, classes, average="micro", validate_args=False)[0]
         accuracies: list[float] = (correct.double() / len(held_out)).tolist()
         return accuracies
 

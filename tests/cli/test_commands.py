@@ -10,10 +10,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dd_lightning import __version__
 from dd_lightning.cli.report import percent
+from dd_lightning.cli.runs import synthetic_file
 from dd_lightning.datamodules import DigitsDataModule
+from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.pictures import image_grid
@@ -36,14 +39,39 @@ def overlay(folder: Path, **values: Any) -> list[str]:  # noqa: ANN401
     return ["--config", str(path)]
 
 
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    assert events.Tags()["images"] == ["synthetic"]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 def test_fit_leaves_everything_in_the_runs_folder(cli: Cli) -> None:
-    cli.fit()
+    cli.fit("--selection.num_candidates", "3")
     folder = cli.version()
     names = {path.name for path in folder.iterdir()}
-    assert {"config.yaml", "metrics.csv", "evaluation.csv", "synthetic.safetensors", "synthetic.png"} <= names
+    files = {"config.yaml", "metrics.csv", "evaluation.csv", "summary.json", "synthetic.safetensors", "synthetic.png"}
+    assert files <= names
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step=6.ckpt"]
     assert sum(name.startswith("events.out.tfevents") for name in names) == 1
     assert cli.err.count("Warning") == cli.err.count("deprecated") == 0
+    assert resolved(cli)["selection"]["init_args"]["temperature"] == 0.5
+    logged = scalars(folder)
+    curve = dict(logged[f"eval/{small.NETWORK}/accuracy"])
+    with (folder / "evaluation.csv").open() as file:
+        rows = [[float(value) for value in (row[0], row[2], *row[5:])] for row in list(csv.reader(file))[1:]]
+    assert [step for step, *_ in rows] == list(curve) == [0, 4, 6]
+    for step, mean, *raw in rows:
+        assert sum(raw) / 2 == pytest.approx(mean) == pytest.approx(curve[int(step)], abs=1e-6)
+    best = [accuracy for _, accuracy in logged[f"eval/{small.NETWORK}/accuracy_best"]]
+    assert best == pytest.approx([max(list(curve.values())[: i + 1]) for i in range(3)])
+    assert logged[f"hp/{small.NETWORK}/accuracy_last"][-1][1] == pytest.approx(curve[6])
+    assert [step for step, _ in logged["distill/loss"]] == [0, 1, 2, 3, 4, 5]
+    assert logged["cost/candidate_evaluations"][-1][1] == 18
+    wanted = {"distill/student_lr", "cost/seconds", f"eval/{small.NETWORK}/accuracy_std"}
+    wanted |= {f"selection/{name}" for name in ("loss_0", "loss_2", "entropy", "probability_chosen", "seconds")}
+    assert wanted <= set(logged)
+    result = json.loads((folder / "summary.json").read_text())
+    assert result["networks"][small.NETWORK]["last"]["accuracies"] == rows[-1][2:]
 
 
 def test_synthetic_file_is_the_module(cli: Cli) -> None:
@@ -52,7 +80,7 @@ def test_synthetic_file_is_the_module(cli: Cli) -> None:
     module = DistillationModule.load_from_checkpoint(cli.version() / "checkpoints" / "step=6.ckpt")
     assert torch.equal(file.images, module.synthetic_set.images)
     assert torch.equal(file.labels, module.synthetic_set.targets)
-    assert file.lr == module.distillation.student_lr == float(module.synthetic_set.student_lr.detach())
+    assert file.lr == file.evaluation_lr == float(module.synthetic_set.student_lr.detach())
     assert (file.step, file.ipc, file.num_classes, file.dataset) == (6, 2, 10, "digits")
     assert (file.label_kind, file.network, file.objective) == ("soft", small.NETWORK, "TrajectoryMatching")
     assert file.config["model"]["ipc"] == 2
@@ -93,11 +121,20 @@ def test_overlay_comes_before_or_after(cli: Cli) -> None:
     assert small.same(cli.learned(0), cli.learned(1))
 
 
-def test_without_evaluation_the_images_are_the_same(cli: Cli) -> None:
+def test_one_candidate_and_other_evaluations_leave_the_images_alone(cli: Cli) -> None:
     cli.fit()
-    cli.fit("--evaluation", "null")
-    assert small.same(cli.learned(0), cli.learned(1))
+    for number, options in enumerate(
+        (
+            ["--evaluation", "null"],
+            ["--evaluation.every_n_steps", "1", "--evaluation.networks", "[ConvNet-2-W4]"],
+            ["--selection.num_candidates", "1"],
+        )
+    ):
+        cli.fit(*options)
+        assert small.same(cli.learned(0), cli.learned(1 + number))
     assert not (cli.version(1) / "evaluation.csv").exists()
+    cli.fit("--seed_everything", "4")
+    assert not small.same(cli.learned(0), cli.learned(4))
 
 
 @pytest.mark.parametrize("choice", [[], ["--selection.temperature", "0.1"]], ids=["base", "selection"])
@@ -112,6 +149,7 @@ def test_killed_and_resumed_from_last(cli: Cli, choice: list[str]) -> None:
     cli.fit(*choice, "--ckpt_path", "last")
     assert resolved(cli, 3)["ckpt_path"] == str(cli.version(0) / "checkpoints" / "step=4.ckpt")
     assert small.same(cli.learned(3), cli.learned(name="whole"))
+    assert [step for step, _ in scalars(cli.version(3))[f"eval/{small.NETWORK}/accuracy"]] == [0, 4, 6]
     assert "Warning" not in cli.err
     assert "dirpath has changed" not in cli.err
 
@@ -177,6 +215,7 @@ def test_missing_experts_are_trained_and_counted(cli: Cli) -> None:
 
 def test_experts_trains_continues_and_then_does_nothing(cli: Cli) -> None:
     options = ["--network", small.NETWORK, "--path", "experts", "--recipe.lr", "0.05", "--device", "cpu"]
+    options += ["--data", "DigitsDataModule"]
     cli("experts", *options, "--num_experts", "2", "--epochs", "2")
     assert cli.out.splitlines()[-1] == f"2 experts in {cli.folder / 'experts'}"
     assert small.contents(cli.folder / "experts").keys() == {f"expert_0000{i}.safetensors" for i in range(2)}
@@ -195,7 +234,7 @@ def test_experts_trains_continues_and_then_does_nothing(cli: Cli) -> None:
 
 def test_precision_compile_and_pieces_of_experts_are_options(cli: Cli) -> None:
     options = ["--network", small.NETWORK, "--num_experts", "1", "--epochs", "1", "--device", "cpu"]
-    options += ["--recipe.lr", "0.05"]
+    options += ["--recipe.lr", "0.05", "--data", "DigitsDataModule"]
     low = ["--path", "low", "--recipe.precision", "bfloat16"]
     cli("experts", *options, *low, "--execution.compile", "auto", "--execution.micro_batch", "32")
     written = ExpertStore(cli.folder / "low")
@@ -246,12 +285,34 @@ def test_evaluate_prints_what_the_function_returns(cli: Cli, monkeypatch: pytest
     assert [row[0] for row in re.findall(r"│ (\S+) +│ (\d+) +│", cli.out)] == [small.NETWORK]
 
 
-def test_evaluate_agrees_with_the_runs_own_last_point(cli: Cli) -> None:
-    cli.fit()  # by two epochs of mtt, which the file says
-    seed = "3"  # the run's
-    cli("evaluate", str(cli.version() / "synthetic.safetensors"), "--num_networks", "2", "--seed", seed)
+def test_evaluate_repeats_the_protocol_of_a_run(cli: Cli) -> None:
+    cli.fit("--evaluation.augmentation", "none", "--evaluation.compare_random", "false")
     last = (cli.version() / "evaluation.csv").read_text().splitlines()[-1].split(",")
-    assert percent([float(value) for value in last[5:]]) in cli.out
+    explicit = ["--recipe", "mtt", "--epochs", "2", "--augmentation", "none"]
+    for place, options in (("synthetic.safetensors", explicit), (".", []), ("..", ["--execution.micro_batch", "null"])):
+        # two networks with the run's seed; its recipe is in the file
+        cli("evaluate", str(cli.version() / place), *options, "--num_networks", "2", "--seed", "3")
+        assert percent([float(value) for value in last[5:]]) in cli.out
+
+
+def test_evaluate_takes_the_newest_set_of_a_folder(tmp_path: Path) -> None:
+    for version in (2, 9, 10):
+        (tmp_path / f"version_{version}").mkdir()
+    for version in (2, 9):
+        (tmp_path / f"version_{version}" / "synthetic.safetensors").touch()
+    assert synthetic_file(tmp_path).parent.name == "version_9"
+    assert synthetic_file(tmp_path / "version_2").parent.name == "version_2"
+    assert synthetic_file(tmp_path / "missing") == tmp_path / "missing"
+    with pytest.raises(InputError, match="version_10 holds no synthetic"):
+        synthetic_file(tmp_path / "version_10")
+
+
+def help_of(cli: Cli, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        cli(*arguments)
+    assert stopped.value.code in (0, None)
+    assert cli.err == ""
+    return cli.out
 
 
 @pytest.mark.parametrize(
@@ -259,19 +320,36 @@ def test_evaluate_agrees_with_the_runs_own_last_point(cli: Cli) -> None:
     [
         (
             "fit",
-            ["--config", "--name", "--runs", "--model.objective", "--model.pool", "--model.ipc", "--model.network"],
+            "--config --name --runs --ckpt_path --selection --evaluation --model.objective --model.pool --model.ipc "
+            "--model.network --data --writer.every_n_steps --trainer.max_steps",
         ),
-        ("fit", ["--data", "--selection", "--evaluation", "--trainer.max_steps", "--ckpt_path", "--writer.every_n"]),
-        ("experts", ["--config", "--data", "--network", "--path", "--num_experts", "--epochs", "--recipe.lr"]),
-        ("evaluate", ["file", "--networks", "--num_networks", "--recipe", "--data", "--root", "--seed", "--device"]),
+        ("experts", "--config --network --path --num_experts --epochs --data --recipe.lr --device"),
+        ("evaluate", "file --config --networks --num_networks --recipe --data --root --seed --device"),
     ],
 )
-def test_help(cli: Cli, command: str, options: list[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli(command, "--help")
-    assert stopped.value.code in (0, None)
-    assert [option for option in options if option not in cli.out] == []
-    assert cli.err == ""
+def test_help(cli: Cli, command: str, options: str) -> None:
+    shown = help_of(cli, command, "--help")
+    assert [option for option in options.split() if option not in shown] == []
+    for class_name in ("DigitsDataModule", "CIFAR100DataModule"):
+        assert class_name in shown[shown.index("--data.help CLASS") :]
+
+
+def test_help_of_fit_is_short_and_ours_comes_first(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = help_of(cli, "fit", "--help")
+    assert len(shown.splitlines()) < 400
+    assert max(map(len, shown.splitlines())) < 120
+    places = [
+        shown.index(key) for key in ("--name", "--selection", "--model.ipc", "--data ", "--checkpoint.", "--trainer.")
+    ]
+    assert places == sorted(places)
+    assert "torch.nn" not in shown
+    assert "lightning.pytorch" not in shown
+    assert re.search(r"--model\.network NETWORK.*?\(type: str, default: ConvNet-3\)", shown, re.DOTALL)
+    index = shown[shown.index("A class has options") :]
+    for option in ("model.objective", "model.pool", "data", "selection", "evaluation", "trainer.callbacks"):
+        assert f"--{option}.help CLASS" in index
+    assert "--model.pool.recipe.batch_size" in help_of(cli, "fit", "--model.pool.help", "NetworkPool")
 
 
 def test_general_help_and_version(cli: Cli) -> None:

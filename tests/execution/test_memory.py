@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-import dd_lightning.cli.main as cli_module
 from dd_lightning.execution.memory import (
     GIB,
     LiveBytes,
@@ -500,7 +499,7 @@ def test_out_of_memory_in_an_evaluation_loses_nothing(cli: Cli, monkeypatch: pyt
     assert [path.name for path in (cli.version() / "checkpoints").iterdir()] == ["step=2.ckpt"]
     cli.fit("--ckpt_path", "last")
     with monkeypatch.context() as patch:
-        patch.setattr(cli_module, "evaluate_synthetic_set", failing(lambda: None, 0, OUT_OF_MEMORY["host"]))
+        patch.setattr(Evaluation, "__call__", failing(Evaluation.__call__, 0, OUT_OF_MEMORY["host"]))
         with pytest.raises(SystemExit, match="1"):
             cli("evaluate", str(cli.version(1) / "synthetic.safetensors"), "--num_networks", "2")
     remedy = "set smaller --num_networks, or smaller --networks"

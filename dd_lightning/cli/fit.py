@@ -1,0 +1,151 @@
+"""``dd-lightning fit``: LightningCLI with optional groups for selection and evaluation, and a folder per run."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter, TrajectorySelectionCallback
+from dd_lightning.cli.errors import blame_paths
+from dd_lightning.cli.parser import OneLineParser
+from dd_lightning.cli.report import closing_table, show, summary
+from dd_lightning.cli.runs import checkpoint_path, run_folder
+from dd_lightning.datamodules import DistillationDataModule
+from dd_lightning.functional.errors import InputError
+from dd_lightning.module import DistillationModule
+from dd_lightning.sets.atomic_write import write_atomically
+
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # the loader yields integers
+    ".training_step. returned .None.",  # a skipped step
+    ".*AMP with fp16 is not supported on CPU",  # nor is it by a distillation run: it is refused
+    "The dirpath has changed",  # a resumed run has a folder of its own
+    r".isinstance\(treespec, LeafSpec\). is deprecated",  # Lightning 2.6 with torch 2.14
+)
+
+
+class FitParser(OneLineParser, LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line."""
+
+
+class DistillationCLI(LightningCLI):
+    """The module, data, callbacks and Trainer of a run, built from options; it does not run by itself."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            DistillationModule,
+            DistillationDataModule,
+            parser_class=FitParser,
+            parser_kwargs={
+                "prog": "dd-lightning fit",
+                "usage": "dd-lightning fit --config CONFIG [--config OVERLAY ...] [options]",
+                "description": "Distill a dataset: train missing experts, distill, evaluate, write the run's folder.",
+            },
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": 1,  # one pass over the step indices
+                "max_steps": 2000,  # the paper's number
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+            run=False,
+            args=list(args),
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add all options, our own first: that is the order of ``--help``."""
+        parser.add_argument("--name", type=str, default="run", help="Name of the run: its folder below --runs.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to resume; 'last' is the newest one of the runs of this name.",
+        )
+        parser.add_argument(
+            "--selection",
+            type=TrajectorySelectionCallback | None,
+            default=None,
+            help="DynaDistill; null is the base method.",
+        )
+        parser.add_argument(
+            "--evaluation", type=EvalCallback | None, default=None, help="Accuracy curves; null evaluates nothing."
+        )
+        parser.add_lightning_class_args(DistillationModule, "model")
+        parser.add_lightning_class_args(DistillationDataModule, "data", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(SyntheticSetWriter, "writer")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.add_argument("--weights_only", type=bool | None, default=None, help="Of Trainer.fit.")
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
+        parser.set_defaults(
+            {
+                "checkpoint.every_n_train_steps": 100,
+                "checkpoint.save_top_k": 1,  # without a monitor: the newest one
+                "checkpoint.filename": "{step}",
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments given, whatever the process's own are; there is no default for the data."""
+        self.config = parser.parse_args(list(args or ()))
+        if self.config.data is None:
+            parser.error("no data; give --config, such as --config quickstart, or --data, such as CIFAR10DataModule")
+        if not 0 <= (seed := self.config.seed_everything) < 2**32:
+            raise InputError(f"seed_everything is {seed}; it must be from 0 to {2**32 - 1}")
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's own lets hyperparameters in the checkpoint silently override the command line.
+        folder = run_folder(self.config.runs, self.config.name)
+        self.config.ckpt_path = checkpoint_path(self.config.ckpt_path, folder)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        chosen = [self._get(self.config_init, key) for key in ("selection", "evaluation")]
+        if config.get("logger") in (None, True):
+            # CSV first: it would complain about the folder that TensorBoard's events make.
+            names = {"save_dir": self.config.runs, "name": self.config.name}
+            events = TensorBoardLogger(**names, default_hp_metric=False)
+            config["logger"] = [CSVLogger(**names, version=events.version), events]
+        try:
+            return super()._instantiate_trainer(config, [*(c for c in chosen if c is not None), *callbacks])
+        except (MisconfigurationException, ValueError) as error:
+            raise InputError(f"the Trainer refuses its options: {error}") from error
+
+
+def fit(args: Sequence[str]) -> None:
+    """Distill."""
+    with warnings.catch_warnings():
+        for expected in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=expected)
+        # Lightning 2.6 calls what jsonargparse 5 will remove.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
+        run(DistillationCLI(args))
+
+
+def run(cli: DistillationCLI) -> None:
+    """Run what was built, write the run's summary and print it as a table."""
+    cli._dump_config()
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, SyntheticSetWriter):
+            callback.config = cli.config_dump
+    with blame_paths(cli.config, output="runs"):
+        cli.trainer.fit(
+            cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=cli.config.weights_only
+        )
+    evaluation = next((each for each in callbacks if isinstance(each, EvalCallback)), None)
+    result = summary(cli.trainer, cli.model, evaluation)  # by all processes: the Trainer's folder is a broadcast
+    if cli.trainer.is_global_zero:
+        write_atomically(Path(result["files"]) / "summary.json", json.dumps(result, indent=1).encode())
+        show(closing_table(result))
