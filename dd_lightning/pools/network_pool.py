@@ -1,7 +1,7 @@
 """Live networks that go on training on the real data between distillation steps."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -40,6 +40,10 @@ class _Member:
     age: int
     limit: float
     births: int
+
+    def to(self, device: torch.device) -> "_Member":
+        momentum = None if self.momentum is None else self.momentum.to(device)
+        return replace(self, theta=self.theta.to(device), momentum=momentum)
 
 
 @dataclass(eq=False)
@@ -108,9 +112,7 @@ class NetworkPool(CandidatePool):
             )
         if not setup.continues:
             self._members, self.batches_drawn = [], 0
-        for member in self._members:
-            member.theta = member.theta.to(setup.real.images.device)
-            member.momentum = None if member.momentum is None else member.momentum.to(member.theta.device)
+        self._members = [member.to(setup.real.images.device) for member in self._members]
         self._size, self._epoch = max(self.num_networks, setup.size, len(self._members)), None
         recipe, real, execution = self.recipe, setup.real, self.execution or setup.execution
         batch = min(recipe.batch_size, len(real))
@@ -163,15 +165,9 @@ class NetworkPool(CandidatePool):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the networks with their optimizers' states and ages."""
-        members = self._members
-        return {
-            "thetas": [m.theta for m in members],
-            "momenta": [m.momentum for m in members],
-            "ages": [m.age for m in members],
-            "limits": [m.limit for m in members],
-            "births": [m.births for m in members],
-            "batches_drawn": self.batches_drawn,
-        }
+        names = {"thetas": "theta", "momenta": "momentum", "ages": "age", "limits": "limit", "births": "births"}
+        lists = {plural: [getattr(member, name) for member in self._members] for plural, name in names.items()}
+        return lists | {"batches_drawn": self.batches_drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the networks."""
@@ -181,12 +177,8 @@ class NetworkPool(CandidatePool):
                 "with the configuration that the run was started with"
             )
         device = torch.device("cpu") if self._prepared is None else self._prepared[0].real.images.device
-        self._members = [
-            _Member(theta.to(device), None if momentum is None else momentum.to(device), age, limit, births)
-            for theta, momentum, age, limit, births in zip(
-                *(state[name] for name in ("thetas", "momenta", "ages", "limits", "births")), strict=True
-            )
-        ]
+        columns = (state[name] for name in ("thetas", "momenta", "ages", "limits", "births"))
+        self._members = [_Member(*row).to(device) for row in zip(*columns, strict=True)]
         self._size = len(self._members) or self._size
         self.batches_drawn = state["batches_drawn"]
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,11 +75,8 @@ RECIPES: dict[str, EvaluationRecipe] = {
     # test.py in https://github.com/snu-mllab/Efficient-Dataset-Condensation at ceac95a. There is no cutout in it,
     # because CutMix is in its place.
     "idc": EvaluationRecipe(
-        epochs=1000,
         batch_size=64,
         lr=0.01,
-        momentum=0.9,
-        weight_decay=5e-4,
         milestones=(2 / 3, 5 / 6),
         gamma=0.2,
         reset_momentum=False,
@@ -92,24 +90,15 @@ RECIPES: dict[str, EvaluationRecipe] = {
 
 
 def get_recipe(name: str, epochs: int | None = None, augmentation: str | None = None) -> EvaluationRecipe:
-    """Return a published recipe, as it is or with a change.
-
-    Args:
-        name: Its name in ``RECIPES``.
-        epochs: Epochs, if other than the protocol's.
-        augmentation: DSA strategy, if other than the protocol's.
+    """Return a recipe of ``RECIPES``, as published or with other epochs or another DSA strategy.
 
     Raises:
         InputError: If there is none of that name.
     """
     if name not in RECIPES:
         raise InputError(f"unknown evaluation recipe {name!r}; choose one of {', '.join(sorted(RECIPES))}")
-    recipe = RECIPES[name]
-    return replace(
-        recipe,
-        epochs=recipe.epochs if epochs is None else epochs,
-        augmentation=recipe.augmentation if augmentation is None else augmentation,
-    )
+    changes: dict[str, Any] = {"epochs": epochs, "augmentation": augmentation}
+    return replace(RECIPES[name], **{option: value for option, value in changes.items() if value is not None})
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,8 @@ _BYTES_PER_PIXEL = 6 * 1024  # twice what ConvNet-3 of width 128 keeps per input
 def experts_together(device_type: str, vmappable: bool, pixels: int, memory: int | None = None) -> int:
     """Choose how many experts are trained at once: one where a batched pass does not pay, else as many as fit.
 
-    Args:
-        device_type: ``torch.device.type``.
-        vmappable: Whether the network allows ``torch.func.vmap`` over its weights.
-        pixels: Batch size times height times width, for one expert.
-        memory: Bytes of the whole accelerator, if known. (What is free changes from run to run, and with it would the
-            size of the groups and so the rounding.)
+    ``pixels`` are batch size times height times width. ``memory`` is that of the whole accelerator in bytes: what is
+    free changes from run to run, and with it would the size of the groups and so the rounding.
 
     Example:
         >>> experts_together("cpu", True, 64 * 8 * 8), experts_together("cpu", True, 256 * 32 * 32)
@@ -67,14 +63,13 @@ def train_experts(
 ) -> None:
     """Bring the first ``num_experts`` experts of a store to ``epochs`` epochs each.
 
-    Experts that have them are left alone, shorter ones are continued from their last row, missing ones are begun. So
-    the same call continues a job that was interrupted. A kill loses what was trained since the files were last
-    written; Ctrl-C and errors lose no finished epoch.
+    Experts that have them are left alone, shorter ones are continued, missing ones are begun: the same call continues
+    an interrupted job. A kill loses what was trained since the files were last written; Ctrl-C and errors lose no
+    finished epoch.
 
-    Every expert has its own initial weights, order of batches and augmentation, each a function of the recipe's seed,
-    the expert's id and the epoch or step. What becomes of an expert therefore depends neither on which others are
-    trained beside it nor on interruptions: to the last bit if experts are computed one by one, to rounding if they are
-    computed as one batched pass.
+    Initial weights, batches and augmentation of an expert depend on the recipe's seed, its id, and the epoch or step
+    alone. So neither its neighbors nor interruptions change it: to the last bit if experts are computed one by one, to
+    rounding if they are computed as one batched pass.
 
     Args:
         network: The architecture.

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torchmetrics.functional.classification import multiclass_stat_scores
 
-from dd_lightning.execution.compile import Backend, Compile, compiled, compiles, laid_out, try_compile
+from dd_lightning.execution.compile import Backend, Compile, compile_for_run, compiled, laid_out
 from dd_lightning.execution.memory import memory_model
 from dd_lightning.execution.options import MicroBatch
 from dd_lightning.execution.precision import Precision, tensor_float
@@ -42,11 +42,7 @@ def batching_pays(device_type: str, pixels: int) -> bool:
     """Tell whether one batched pass over several networks beats one pass per network.
 
     Always on an accelerator, which small batches leave idle. On a CPU, only while one network's work is too small to
-    fill the cores: up to about 4096 pixels per network and step (64 digits of 8 x 8) on two threads, 1024 on one.
-
-    Args:
-        device_type: ``tensor.device.type``.
-        pixels: Batch size times height times width, for one network.
+    fill the cores: up to about 4096 ``pixels`` per network and step (64 digits of 8 x 8) on two threads, 1024 on one.
 
     Example:
         >>> batching_pays("cpu", 64 * 8 * 8), batching_pays("cpu", 256 * 32 * 32), batching_pays("cuda", 256 * 32 * 32)
@@ -65,18 +61,12 @@ def images_per_pass(
     """Return how many images of a batch to pass through a network at once on a CPU.
 
     Norms, activations and pooling do next to nothing with what they read, so a batch whose tensors leave the
-    processor's cache is computed at the speed of the memory. But every pass reads all weights and writes their
-    gradient: if these alone are large, pieces gain nothing.
-
-    Args:
-        network: The architecture.
-        batch: Images of a batch.
-        precision: What its layers compute in.
-        forward: Whether a pass computes logits only, without a gradient.
-        limit: Bytes that the images of one pass may add to its peak.
+    processor's cache is computed at the speed of the memory. But every pass reads all weights and, unless it is
+    ``forward`` only, writes their gradient: if these alone are large, pieces gain nothing.
 
     Returns:
-        A power of two; or the whole batch if that is no more, or if a pass without images holds over half of the limit.
+        The largest power of two whose images add at most ``limit`` bytes to the peak of a pass; the whole batch if that
+        is no more, or if a pass without images holds over half of the limit.
     """
     passes, thetas = Passes(network, precision=precision), [torch.zeros(network.num_parameters)]
 
@@ -101,12 +91,7 @@ def piece_of(
 ) -> int:
     """Return how many images of a training batch pass through a network at once.
 
-    Args:
-        network: The architecture.
-        micro_batch: ``execution.micro_batch``; ``auto`` cuts batches on a CPU, by :func:`images_per_pass`.
-        batch: Images of the longest batch.
-        device_type: ``torch.device.type``.
-        precision: What the network's layers compute in.
+    ``execution.micro_batch: auto`` cuts batches on a CPU, by :func:`images_per_pass`.
 
     Raises:
         InputError: If ``micro_batch`` cuts the batches of a network with batch norm.
@@ -194,22 +179,16 @@ class Passes:
         That takes up to minutes. Only rounding differs. Batches of other shapes stay eager.
 
         Args:
-            choice: ``on``, ``off`` or ``auto``; see :func:`~dd_lightning.execution.compile.compiles`.
+            choice: See :func:`~dd_lightning.execution.compile.compile_for_run`, as for ``calls`` and ``what``.
             calls: Gradients of the whole run.
             data: Images ``[n, C, H, W]`` and targets, ``[n]`` or ``[n, classes]``.
             batch_size: Images per step.
             counts: How many networks there may be; matters if vectorized.
             what: What is compiled, for messages.
             progress_bar: Show the progress.
-
-        Raises:
-            InputError: If the choice is ``on`` and compilation fails.
         """
-        if not compiles(choice, data[0].device, calls):
-            return
         lengths = {len(part) for batch in data[0].split(batch_size) for part in batch.split(self.piece or batch_size)}
         sizes = [(k, n) for k in (sorted(counts) if self.vectorized else [None]) for n in sorted(lengths)]
-        batches = [[_repeated(part[:n], k) for part in data] for k, n in sizes]
 
         def make() -> Derivative:
             derivative = compiled(self._eager, BACKEND)
@@ -220,15 +199,17 @@ class Passes:
                     found: Results = derivative(theta, statistics, laid_out(images), targets.contiguous())
                 return found
 
-            state = [part.to(data[0]) for part in (self.network.initial(0), self.initial_statistics)]
-            with epoch_bar(f"compiling {what}", len(batches), progress_bar) as show, self._tensor_float(data[0].device):
-                for done, ((count, _), batch) in enumerate(zip(sizes, batches, strict=True), 1):
-                    call(*(_repeated(part, count) for part in state), *batch)
+            initial = [part.to(data[0]) for part in (self.network.initial(0), self.initial_statistics)]
+            with epoch_bar(f"compiling {what}", len(sizes), progress_bar) as show, self._tensor_float(data[0].device):
+                for done, (count, length) in enumerate(sizes, 1):
+                    theta, statistics = (_repeated(part, count) for part in initial)
+                    images, targets = (_repeated(part[:length], count) for part in data)
+                    call(theta, statistics, images, targets)
+                    self._shapes.add((images.shape, targets.dtype))
                     show(done)
             return call
 
-        self._compiled = try_compile(make, choice, what, "execution.compile")
-        self._shapes = {(images.shape, targets.dtype) for images, targets in batches}
+        self._compiled = compile_for_run(make, choice, data[0].device, calls, what, lambda _: None)
 
     def gradients(self, thetas: Stack, images: Stack, targets: Stack, statistics: Stack | None = None) -> Results:
         """Return each network's gradient of the mean cross-entropy of its own batch, without a graph.

@@ -16,6 +16,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter
 from dd_lightning.callbacks.accuracy_curve import EvaluationPoint
 from dd_lightning.cli.report import summary
+from dd_lightning.execution import compile as compile_module
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
@@ -355,7 +356,7 @@ def test_a_compiler_that_fails_an_evaluation(store: Path, tmp_path: Path, monkey
     message = r"compile is 'on', but torch\.compile fails for the evaluation of .*; set execution\.compile: off$"
     with pytest.raises(InputError, match=message):
         logged(store, tmp_path / "on", early(execution=Execution(compile="on")), steps=1)
-    monkeypatch.setattr(parallel_networks, "compiles", lambda *_: True)
+    monkeypatch.setattr(compile_module, "compiles", lambda *_: True)
     auto = early(execution=Execution(compile="auto"))
     with pytest.warns(UserWarning, match="fails for the evaluation of .*: going on without"):
         logged(store, tmp_path / "auto", auto, steps=1)
@@ -364,7 +365,7 @@ def test_a_compiler_that_fails_an_evaluation(store: Path, tmp_path: Path, monkey
 
 def test_an_evaluation_is_compiled_for_as_many_steps_as_the_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(parallel_networks, "compiles", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(compile_module, "compiles", lambda *arguments: asked.append(arguments))
     network = FunctionalNetwork(small.NETWORK, small.SHAPE, small.CLASSES)
     images, labels = torch.zeros(9, *small.SHAPE), torch.arange(9) % 3
     recipe = evaluation.EvaluationRecipe(epochs=10, batch_size=4)  # three batches

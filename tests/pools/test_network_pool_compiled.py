@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 
+from dd_lightning.execution import compile as compile_module
 from dd_lightning.execution.options import Execution, MicroBatch
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
@@ -103,7 +104,7 @@ def test_auto_compiles_long_runs_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) 
         asked.append((choice, calls))
         return False
 
-    monkeypatch.setattr(parallel_networks, "compiles", noted)
+    monkeypatch.setattr(compile_module, "compiles", noted)
     for rule in ("winner", "all", "candidates", "none"):
         prepared(steps=100, num_networks=3, execution=Execution(compile="auto"), refresh=rule)
     assert asked == [("auto", 700), ("auto", 2100), ("auto", 2100), ("auto", 0)]
@@ -120,7 +121,7 @@ def test_where_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         prepared(execution=ON)
     assert "\n" not in str(refused.value)
     eager = trained(prepared())
-    monkeypatch.setattr(parallel_networks, "compiles", lambda *_: True)
+    monkeypatch.setattr(compile_module, "compiles", lambda *_: True)
     with pytest.warns(UserWarning, match="torch.compile fails for the training of the pool's networks .*: going on wi"):
         pool = prepared(execution=Execution(compile="auto"))
     assert torch.equal(trained(pool), eager)

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import dd_lightning.training.experts as training
+from dd_lightning.execution import compile as compile_module
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.augment import DSA, augment
 from dd_lightning.functional.errors import DistillationError, DivergenceError, InputError
@@ -478,7 +479,7 @@ def test_a_compiler_that_fails_is_told_or_done_without(train: Train, monkeypatch
     message = r"^compile is 'on', but torch\.compile fails .*no C\+\+ compiler.*; set execution\.compile: off$"
     with pytest.raises(InputError, match=message):
         train("on", 1, 1, execution=Execution(compile="on"))
-    monkeypatch.setattr(parallel_networks, "compiles", lambda *_: True)
+    monkeypatch.setattr(compile_module, "compiles", lambda *_: True)
     with pytest.warns(UserWarning, match="torch.compile fails for the experts' step .*: going on without"):
         store = train("auto", 1, 1, execution=Execution(compile="auto"))
     assert store.file(0).read_bytes() == eager.file(0).read_bytes()
