@@ -38,7 +38,7 @@ PLAN = {
             "checkpoint.save_on_exception": True,
             "evaluation.every_n_steps": 100,
             "evaluation.num_networks": 3,
-            "evaluation.early_networks": 2,
+            "evaluation.num_networks_intermediate": 2,
             "evaluation.epochs": 2,
             "model.network": "ConvNet-1-W4",
             "model.objective.init_args.syn_steps": 2,
