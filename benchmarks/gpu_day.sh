@@ -58,7 +58,7 @@ costs() {
   run evaluation_cost "$python" benchmarks/evaluation_cost.py --device "$device" --out "$out/evaluation_cost.json" \
     ${mini:+--cases "ConvNet-2-W32, 10 of 8x8" --networks 1 --rounds 1 --threads 1}
   run inner_step_cost env -u TORCHDYNAMO_DISABLE "$python" benchmarks/inner_step_cost.py --device "$device" --out "$out/inner_step_cost.json" \
-    ${mini:+--widths 4 --network ConvNet-1 --size 8 --classes 2 --ipc 1 --batch_real 4 --training_images 8 --rounds 1}
+    ${mini:+--widths 4 --network ConvNet-1 --size 8 --classes 2 --ipc 1 --batch_real 4 --training_images 8 --rounds 1 --seconds 1}
 }
 
 header | tee "$out/machine.txt"
