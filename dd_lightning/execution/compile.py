@@ -108,19 +108,7 @@ def compile_for_run(
     what: str,
     say: Callable[[str], None],
 ) -> Made | None:
-    """Return what ``make`` compiles if the run asks for that or ``calls`` repay it, and after telling so; else None.
-
-    Args:
-        make: Compiles, and tries everything the run will need.
-        choice: The run's ``execution.compile``.
-        device: Where it is computed.
-        calls: How often the whole run will call it.
-        what: What is compiled, for messages.
-        say: Shows a line to whoever is going to wait.
-
-    Raises:
-        InputError: If it fails and the choice is ``on``.
-    """
+    """Return :func:`try_compile`'s result if :func:`compiles` says so, with an announcement to ``say``; else None."""
     if not compiles(choice, device, calls):
         return None
     say(f"compiling {what}: the first distillation step may be minutes away")
@@ -128,10 +116,10 @@ def compile_for_run(
 
 
 def try_compile(make: Callable[[], Made], choice: Compile | bool, what: str, option: str) -> Made | None:
-    """Return what ``make`` compiles, or None and a warning if torch cannot compile it and ``choice`` allows that.
+    """Return what ``make`` compiles and tries out, or None and a warning if torch cannot compile it.
 
     Args:
-        make: Compiles, and tries everything the run will need.
+        make: Compiles, and calls the code in every way that the run will.
         choice: The option's value.
         what: What is compiled, for messages.
         option: The option's name, for messages.

@@ -28,7 +28,8 @@ class Execution:
             of what an expert is.
         micro_batch: The most images that pass through a network at once. A larger batch is computed in pieces: equal up
             to rounding, and impossible with batch norm. ``auto`` cuts a student's batch only where the memory estimate
-            exceeds ``memory_gb``, and an expert's batch on a CPU to what fits its cache. Null never cuts.
+            exceeds ``memory_gb``, an expert's batch on a CPU to what fits its cache, and the batches of class-wise
+            objectives never; a number cuts all of them, and null none.
         memory_gb: What ``auto`` keeps a step below, in GiB. A fixed number, because what happens to be free on a device
             must not decide over bits of the images.
 

@@ -37,14 +37,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Workload:
-    """The size of a run's steps: what their memory depends on.
+    """What the memory of a run's steps depends on.
 
     Attributes:
         network: The architecture, on the CPU.
         images: Synthetic images, decoded.
         soft_labels: Whether their labels are logits.
         candidates: Candidates scored in each step.
-        device_type: Where the steps run: ``torch.device.type``.
+        device_type: ``torch.device.type`` of the steps.
         resident: What is held all the time.
     """
 
@@ -87,8 +87,8 @@ class ScoredCandidate:
 class MatchingObjective(ABC):
     """Maps (S, T, candidate) to the matching loss.
 
-    Options are dataclass fields: a subclass declares its own and restates only those whose default it changes. Draws
-    and the work of a score are private to an objective: callers pass them on unread.
+    Options are dataclass fields: a subclass declares its own and those whose default it changes. What a draw and the
+    ``work`` of a score contain is private to an objective.
 
     Args:
         execution: How this objective is computed, if other than the run (``model.execution``).
@@ -138,8 +138,7 @@ class MatchingObjective(ABC):
 
         Args:
             problem: S, T and the network, on the device.
-            steps: Distillation steps of the whole run, those before a resumption included, so that a resumed run
-                decides as the uninterrupted one.
+            steps: Steps of the whole run, those before a resumption included: a resumed run decides as the whole one.
             say: Shows a line to whoever is going to wait.
 
         Raises:
@@ -153,8 +152,8 @@ class MatchingObjective(ABC):
 
         Args:
             problem: S, T and the network.
-            reference: Returns the candidate that the previous step learned from, as the pool has it now; at step 0 the
-                first one drawn. For draws that need a network before the step has selected one.
+            reference: Returns the candidate that the previous step learned from, as the pool has it now (at step 0 the
+                first one drawn), for draws that need a network.
             context: Where the run is.
         """
 
@@ -173,12 +172,11 @@ class MatchingObjective(ABC):
 
         Args:
             problem: S, T and the network.
-            candidates: What to match. They may share work, and none depends on which others are scored beside it, up to
-                rounding.
+            candidates: What to match. They may share work, but a loss depends on its own candidate alone.
             draw: The step's draws.
             steps: Score by the first so many of the ``inner_steps``; None is all of them.
             resume: Scores of the same candidates by fewer steps, to go on from.
-            with_gradient: The gradient of every one will be needed, so it may be computed now.
+            with_gradient: Every candidate's gradient will be needed, so it may be computed now.
         """
 
     @abstractmethod

@@ -25,11 +25,8 @@ Statistics = tuple[Tensor, ...]
 Terms = Mapping[str, Tensor]
 """The parts of a loss, scalars, by name; the loss is their sum."""
 
-Compute = Callable[[Tensor, Tensor, Tensor], Statistics]
-"""(theta [P], images [B, ch, H, W], targets [B] or [B, C]) -> statistics."""
-
-Compare = Callable[[Statistics, Statistics], Terms]
-"""(synthetic, real) -> terms."""
+Compute = Callable[[Tensor, Tensor, Tensor], Statistics]  # (theta, images, targets)
+Compare = Callable[[Statistics, Statistics], Terms]  # (synthetic, real)
 
 
 class ClassBatch(NamedTuple):
@@ -51,7 +48,7 @@ class ClassBatch(NamedTuple):
 
 
 class ClassMatching:
-    """Computes a class's loss, and its gradient by the synthetic images: d(a . s)/dx.
+    """Computes a class's loss and its gradient by the synthetic images, d(a . s)/dx.
 
     s are the synthetic statistics and a is the derivative of the loss by them. A batch above an explicit
     ``execution.micro_batch`` passes through the network in pieces; ``auto`` never cuts a class.
@@ -59,8 +56,8 @@ class ClassMatching:
     Args:
         network: The architecture.
         execution: How it is computed.
-        statistics: (network, theta, images, targets) -> statistics, as the objective defines them.
-        terms: Their comparison, as the objective defines it.
+        statistics: The objective's: (network, theta, images, targets) -> statistics.
+        terms: The objective's: (synthetic, real) -> terms.
         batch_real: Real images of a class.
         batch_syn: The most synthetic images of a class.
     """
@@ -91,20 +88,14 @@ class ClassMatching:
     # Augmentation is differentiated here: eagerly, and never in pieces
 
     def compared(self, theta: Tensor, images: Tensor, batch: ClassBatch) -> tuple[Statistics, Terms]:
-        """Return a, and the terms of the loss.
-
-        Args:
-            theta: The candidate's parameters, [P].
-            images: The decoded synthetic set.
-            batch: The class.
-        """
+        """Return a and the loss's terms at parameters theta [P]; ``images`` are the decoded synthetic set."""
         with tensor_float(self.execution.precision, theta.device):
             real = self._functions.statistics(theta, batch.real, batch.real_targets)
             augmented = augment_in_turn(images[batch.rows], batch.augmentation)
             return _compared(self._terms, self._functions.statistics(theta, augmented, batch.targets), real)
 
     def matched(self, theta: Tensor, images: Tensor, batch: ClassBatch) -> tuple[Tensor, Terms]:
-        """Return the gradient by the class's images, and the terms of the loss."""
+        """Return the gradient by the class's images, and the loss's terms."""
         with tensor_float(self.execution.precision, theta.device), torch.enable_grad():
             real = self._functions.statistics(theta, batch.real, batch.real_targets)
             own = images[batch.rows].requires_grad_()
@@ -126,10 +117,7 @@ class ClassMatching:
             return self.network.features(theta, images)
 
     def plan_memory(self, work: Workload, augmentation: AugmentationPolicy) -> MemoryEstimate:
-        """Estimate the peak of a step, computed eagerly and class by class.
-
-        NOTE: What the pool does between two steps and the choice of representatives are not in it.
-        """
+        """Estimate the peak of a step in eager mode, without the pool's update and the choice of representatives."""
         network, shape = self.network, self.network.image_shape
         counts = [self.batch_real, min(self.batch_syn, work.images // network.num_classes)]
         for count in counts:
