@@ -128,6 +128,7 @@ class Distillation:
         self._refresh_due: tuple[CandidateKey, list[CandidateKey]] | None = None
         self._reference: CandidateKey | None = None
         self._image_gradient = ImageGradient(self.optimizer)
+        self._before: dict[str, Any] = {}
 
     @property
     def problem(self) -> Problem:
@@ -240,6 +241,7 @@ class Distillation:
         """
         if self.step == step:
             return
+        self._before = self.state_dict()
         self.step = step
         if self._refresh_due is not None:
             with self.explain_oom("updating the pool", "set a smaller pool.recipe.batch_size"):
@@ -359,8 +361,14 @@ class Distillation:
 
     # What a checkpoint holds
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on bit for bit, and what the run is: tensors and plain values."""
+    def state_dict(self, finished: int | None = None) -> dict[str, Any]:
+        """Return what a resumed run needs to go on bit for bit, and what the run is: tensors and plain values.
+
+        Args:
+            finished: Number of finished steps: if the next one has begun, the state is that of before.
+        """
+        if finished is not None and finished == self.step:
+            return self._before
         return {
             "format_version": CHECKPOINT_FORMAT,
             "method": self._method,

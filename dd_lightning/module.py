@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dd_lightning.datamodules import DistillationDataModule
-from dd_lightning.datamodules.trainer import TrainerProcess, attached_data, check_trainer, log_scalars, logs_now
 from dd_lightning.distillation import Demand, Distillation, OnNonfinite, check_format
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.formation import FormationKind
@@ -23,6 +22,9 @@ from dd_lightning.sets.initial import Initialization
 from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
+from dd_lightning.trainer.checkpoints import reopen_epoch
+from dd_lightning.trainer.endings import Endings
+from dd_lightning.trainer.run import TrainerProcess, attached_data, check_trainer, log_scalars, logs_now
 
 
 class DistillationModule(LightningModule):
@@ -135,6 +137,7 @@ class DistillationModule(LightningModule):
         if stage != "fit":
             return
         check_trainer(self.trainer)
+        Endings.attach(self.trainer)
         data, demand = self.datamodule.to(self.trainer.strategy.root_device), self.demand
         setup = PoolSetup(
             FunctionalNetwork(self.network_spec, data.image_shape, data.num_classes),
@@ -200,7 +203,7 @@ class DistillationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
-        checkpoint["distillation"] = self.distillation.state_dict()
+        checkpoint["distillation"] = self.distillation.state_dict(self.global_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it. Without a setup, as in ``load_from_checkpoint``, give back the images."""
@@ -215,5 +218,5 @@ class DistillationModule(LightningModule):
             self.storage = Storage(**state["storage"])
             self.synthetic = SyntheticSet.from_state(synthetic)
         self._initialized = True
-        if "loops" in checkpoint:  # a longer run may go on where a finished one ended: its one epoch is not over
-            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        if "loops" in checkpoint:
+            reopen_epoch(checkpoint)

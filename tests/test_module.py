@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import EvalCallback
-from dd_lightning.datamodules.trainer import DEFAULT_STEPS
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import DivergenceError, InputError
 from dd_lightning.functional.losses import classification_loss
@@ -21,6 +20,7 @@ from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import CandidateKey, TrajectoryPool, TrajectorySegment
 from dd_lightning.sets.initial import class_labels
+from dd_lightning.trainer.run import DEFAULT_STEPS
 from tests import small
 
 

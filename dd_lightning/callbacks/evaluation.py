@@ -12,7 +12,6 @@ from torch import Tensor
 from dd_lightning.callbacks.accuracy_curve import AccuracyCurve, EvaluationPoint
 from dd_lightning.callbacks.attached import RunCallback, as_distillation
 from dd_lightning.callbacks.hyperparameters import hyperparameters
-from dd_lightning.datamodules.trainer import log_scalars
 from dd_lightning.execution.memory import explain_oom
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError, check_range
@@ -22,6 +21,7 @@ from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.initial import class_labels, initial_images
 from dd_lightning.sets.real import RealSet
+from dd_lightning.trainer.run import log_scalars
 from dd_lightning.training.evaluation import Evaluation, get_recipe
 from dd_lightning.training.progress import epoch_bar
 
@@ -115,13 +115,15 @@ class EvalCallback(RunCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate step 0, or bring the curve of a resumed run into its new logs."""
-        module, curve = as_distillation(pl_module), self.curve
-        curve.points = [point for point in curve.points if point.step <= trainer.global_step]
+        super().on_train_start(trainer, pl_module)
+        module, curve, now = as_distillation(pl_module), self.curve, trainer.global_step
+        curve.points = [point for point in curve.points if point.step <= now]
         for step in sorted({point.step for point in curve.points}):
             self._log(module, step)
         if curve.points:
             self._write_csv(trainer)
-        else:
+        # a run may have been stopped within an evaluation, or at its end, which on_train_end evaluates in full
+        if not curve.at(now) and now < trainer.max_steps and now % self.every_n_steps == 0:
             self._evaluate(module, self.num_networks_intermediate)
 
     def on_train_batch_end(

@@ -1,8 +1,11 @@
 """``dd-lightning fit``: LightningCLI with optional groups for selection and evaluation, and a folder per run."""
 
 import json
+import shlex
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from dd_lightning.datamodules import DistillationDataModule
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
+from dd_lightning.trainer.endings import Endings
 
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the loader yields integers
@@ -39,6 +43,7 @@ class DistillationCLI(LightningCLI):
     """The module, data, callbacks and Trainer of a run, built from options; it does not run by itself."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        self.arguments = without_option(args, "--ckpt_path")
         super().__init__(
             DistillationModule,
             DistillationDataModule,
@@ -123,6 +128,18 @@ class DistillationCLI(LightningCLI):
             raise InputError(f"the Trainer refuses its options: {error}") from error
 
 
+def without_option(args: Sequence[str], option: str) -> list[str]:
+    """Return the arguments without an option and its value."""
+    kept: list[str] = []
+    rest = iter(args)
+    for each in rest:
+        if each == option:
+            next(rest, None)
+        elif not each.startswith(f"{option}="):
+            kept.append(each)
+    return kept
+
+
 def fit(args: Sequence[str]) -> None:
     """Distill."""
     with warnings.catch_warnings():
@@ -133,6 +150,19 @@ def fit(args: Sequence[str]) -> None:
         run(DistillationCLI(args))
 
 
+@contextmanager
+def resume_line(cli: DistillationCLI) -> Iterator[None]:
+    """Where a run ends before its time, say how to go on."""
+    try:
+        yield
+    except BaseException:
+        endings = next((c for c in cli.trainer.callbacks if isinstance(c, Endings)), None)  # type: ignore[attr-defined]
+        if endings is not None and endings.last_checkpoint is not None:
+            command = shlex.join(["dd-lightning", "fit", *cli.arguments, "--ckpt_path", "last"])
+            sys.stderr.write(f"dd-lightning: to go on: {command}\n")
+        raise
+
+
 def run(cli: DistillationCLI) -> None:
     """Run what was built, write the run's summary and print it as a table."""
     cli._dump_config()
@@ -140,7 +170,7 @@ def run(cli: DistillationCLI) -> None:
     for callback in callbacks:
         if isinstance(callback, SyntheticSetWriter):
             callback.config = cli.config_dump
-    with blame_paths(cli.config, output="runs"):
+    with blame_paths(cli.config, output="runs"), resume_line(cli):
         cli.trainer.fit(
             cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=cli.config.weights_only
         )

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from dd_lightning.datamodules.base import DistillationDataModule
@@ -22,8 +23,18 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         InputError: If a setting is refused.
     """
-    if trainer.max_steps == 0:
-        raise InputError("trainer.max_steps is 0; a run needs at least 1 step")
+    for name, value in (
+        ("max_steps", trainer.max_steps),
+        ("max_epochs", trainer.max_epochs),
+        ("limit_train_batches", trainer.limit_train_batches),
+    ):
+        if value == 0:
+            raise InputError(f"trainer.{name} is 0; a run needs at least 1 step")
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.save_weights_only:
+            raise InputError("checkpoint.save_weights_only is true; it must be false, or the run cannot be resumed")
+        if isinstance(callback, ModelCheckpoint) and callback.save_top_k == 0:
+            raise InputError("checkpoint.save_top_k is 0, which saves nothing; set 1 or more, or -1 for all")
     if trainer.precision != "32-true":
         raise InputError(
             f"trainer.precision is {trainer.precision!r}; it must be '32-true', since autocast would reach the step, "
