@@ -1,5 +1,6 @@
 """DynaDistill: loss feedback decides which candidate a step learns from."""
 
+import inspect
 import math
 import time
 from collections.abc import Sequence
@@ -124,7 +125,9 @@ class TrajectorySelectionCallback(RunCallback):
         module = as_distillation(pl_module)
         self._check(module, trainer.world_size)
         keeps = self.refresh_per_step is not None
-        module.demand = Demand(self.num_candidates, self.pool_size or 1, keeps_candidates=keeps)
+        options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        options["class"] = type(self).__name__
+        module.demand = Demand(self.num_candidates, self.pool_size or 1, keeps_candidates=keeps, selection=options)
 
     def _check(self, module: DistillationModule, processes: int) -> None:
         """Refuse what pool or objective cannot do."""

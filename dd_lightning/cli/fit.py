@@ -155,10 +155,11 @@ def resume_line(cli: DistillationCLI) -> Iterator[None]:
     """Where a run ends before its time, say how to go on."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         endings = next((c for c in cli.trainer.callbacks if isinstance(c, Endings)), None)  # type: ignore[attr-defined]
-        if endings is not None and endings.last_checkpoint is not None:
-            command = shlex.join(["dd-lightning", "fit", *cli.arguments, "--ckpt_path", "last"])
+        saved = endings is not None and endings.last_checkpoint is not None
+        if saved or isinstance(error, SystemExit):  # finished experts are kept
+            command = shlex.join(["dd-lightning", "fit", *cli.arguments, *["--ckpt_path", "last"] * saved])
             sys.stderr.write(f"dd-lightning: to go on: {command}\n")
         raise
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from dd_lightning.distillation import CHECKPOINT_FORMAT
 from dd_lightning.functional.errors import InputError
 from dd_lightning.sets.atomic_write import write_atomically
 
@@ -67,7 +68,7 @@ def read_checkpoint(
             damaged = archive.testzip()
         checkpoint = None if damaged else torch.load(path, map_location=map_location, weights_only=weights_only)
     except FileNotFoundError:
-        raise InputError(f"ckpt_path is {str(path)!r}, which is no file; give a checkpoint, or 'last'") from None
+        raise InputError(f"--ckpt_path is {str(path)!r}, which is no file; give a checkpoint, or 'last'") from None
     except Exception as error:  # a damaged file raises a different one for each way of damage
         raise InputError(_damaged(path, type(error).__name__)) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("distillation"), dict):
@@ -81,6 +82,8 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     A run is one epoch of steps; at its end, or by an exception within a step, Lightning writes loop counters with which
     it would stop at once or count a step twice.
     """
+    if "loops" not in checkpoint:  # weights only
+        return
     fit = checkpoint["loops"]["fit_loop"]
     steps = checkpoint["global_step"]
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
@@ -90,8 +93,25 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     fit["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
 
 
+def check_format(state: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a checkpoint's state of a run, or refuse one that is none or of another format.
+
+    Raises:
+        InputError: It names both versions.
+    """
+    if state is None:
+        raise InputError("the checkpoint holds no distillation run; give one that DistillationModule wrote")
+    version = state.get("format_version", 1)
+    if version != CHECKPOINT_FORMAT:
+        raise InputError(
+            f"the checkpoint has format {version}, but this dd_lightning reads format {CHECKPOINT_FORMAT}; resume it "
+            "with the version that wrote it"
+        )
+    return state
+
+
 def _damaged(path: str | Path, why: str) -> str:
     return (
-        f"ckpt_path is {str(path)!r}, which is damaged or no checkpoint of a distillation run ({why}); give another "
+        f"--ckpt_path is {str(path)!r}, which is damaged or no checkpoint of a distillation run ({why}); give another "
         "one, or 'last'"
     )

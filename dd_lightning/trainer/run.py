@@ -17,8 +17,11 @@ DEFAULT_STEPS = 2000
 Value = TypeVar("Value")
 
 
-def check_trainer(trainer: Trainer) -> None:
+def check_trainer(trainer: Trainer) -> Trainer:
     """Refuse settings under which a batch would not be a distillation step; without ``max_steps``, set the paper's.
+
+    Returns:
+        The same Trainer.
 
     Raises:
         InputError: If a setting is refused.
@@ -48,6 +51,7 @@ def check_trainer(trainer: Trainer) -> None:
     if trainer.max_steps == -1:
         trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
         rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
+    return trainer
 
 
 def attached_data(trainer: Trainer) -> DistillationDataModule:

@@ -101,7 +101,7 @@ def checkpointing(folder: Path) -> ModelCheckpoint:
 
 @pytest.fixture(scope="module")
 def uninterrupted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, ...]]:
-    learned = {}
+    learned: dict[str, tuple[Tensor, ...]] = {}
     for name, make in VARIANTS.items():
         module, callbacks = make(store)
         small.fit(tmp_path_factory.mktemp("uninterrupted"), module, *callbacks)
@@ -200,7 +200,9 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(store: Path, tmp_path: P
 
 def test_a_diverged_run_keeps_what_it_has(store: Path, tmp_path: Path) -> None:
     def spoil(trainer: Trainer) -> None:
-        trainer.lightning_module.synthetic_set.images.data.fill_(float("nan"))
+        module = trainer.lightning_module
+        assert isinstance(module, DistillationModule)
+        module.synthetic_set.images.data.fill_(float("nan"))
 
     own = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2)
     with pytest.raises(DivergenceError, match="not finite at step 3"):
