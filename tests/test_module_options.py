@@ -338,12 +338,11 @@ def test_curves_by_outer_iteration(tmp_path: Path) -> None:
     by_step = dict(curve(found, "distill/loss"))
     assert list(by_step) == list(range(7))
     assert curve(found, "outer/loss") == [(0, by_step[0]), (1, by_step[3]), (2, by_step[6])]
-    for name in ("accuracy", "accuracy_std", "accuracy_best"):
-        tag = f"eval/{small.NETWORK}/{name}"
+    for tag in (f"accuracy/{small.NETWORK}", *(f"evaluation/{small.NETWORK}/{name}" for name in ("std", "best"))):
         at = dict(curve(found, tag))
         assert list(at) == [0, 2, 4, 6, 7]
         assert curve(found, f"outer/{tag}") == [(0, at[0]), (2, at[6])]
-    means = [value for _, value in curve(found, f"eval/{small.NETWORK}/accuracy")]
+    means = [value for _, value in curve(found, f"accuracy/{small.NETWORK}")]
     assert means == pytest.approx([point.result.mean for point in points.points], rel=1e-6)
 
 

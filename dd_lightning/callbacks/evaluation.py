@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dd_lightning.callbacks.accuracy_curve import AccuracyCurve, EvaluationPoint
 from dd_lightning.callbacks.attached import RunCallback, as_distillation
-from dd_lightning.callbacks.tensorboard import end_hparams, lay_out_bands, start_hparams
+from dd_lightning.callbacks.tensorboard import lay_out_bands, log_hyperparameters
 from dd_lightning.datamodules.trainer import log_scalars
 from dd_lightning.execution.memory import explain_oom
 from dd_lightning.execution.options import Execution
@@ -146,7 +146,7 @@ class EvalCallback(RunCallback):
         for network in map(network_name, self._specs(default)):
             if network in self._names:
                 raise InputError(f"evaluation.networks has {network} twice; each architecture may be named once")
-            name = network if network not in taken else f"{network}_{self._suffix}"
+            name = network if network not in taken else f"{network}_{self._suffix}".rstrip("_")
             if name in taken:
                 raise InputError(
                     f"two evaluations have the curve accuracy/{name}; tell one from the other by its option name"
@@ -158,9 +158,8 @@ class EvalCallback(RunCallback):
         """Evaluate step 0, or bring the curve of a resumed run into its new logs."""
         module, curve, step = as_distillation(pl_module), self.curve, trainer.global_step
         if self is (evaluations := _evaluations(trainer))[0]:
-            names = [name for each in evaluations for name in each._names.values()]
-            lay_out_bands(trainer, names)
-            start_hparams(module, [tag for name in names for tag in (f"accuracy/{name}", f"evaluation/{name}/best")])
+            lay_out_bands(trainer, [name for each in evaluations for name in each._names.values()])
+            log_hyperparameters(module)
         curve.points = [point for point in curve.points if point.step <= step]
         for earlier in sorted({point.step for point in curve.points}):
             self._log(module, earlier)
@@ -211,7 +210,7 @@ class EvalCallback(RunCallback):
                 module, self._networks[0], images, labels, "random real images", self.num_networks
             )
         if self is _evaluations(trainer)[0]:
-            end_hparams(trainer)
+            log_hyperparameters(module, finished=True)
 
     @property
     def points(self) -> list[EvaluationPoint]:

@@ -37,53 +37,36 @@ def lay_out_bands(trainer: Trainer, curves: Iterable[str]) -> None:
         curves: Names of the curves, of all evaluations: a run has one layout.
     """
     charts = {
-        f"{name}: held-out accuracy against steps, mean ± std": [
-            "Margin",
-            [f"accuracy/{name}", f"evaluation/{name}/low", f"evaluation/{name}/high"],
-        ]
+        f"{name}, mean ± std": ["Margin", [f"accuracy/{name}", f"evaluation/{name}/low", f"evaluation/{name}/high"]]
         for name in curves
     }
     for writer in writers(trainer):
-        writer.add_custom_scalars({"accuracy": charts})
+        writer.add_custom_scalars({"held-out accuracy against distillation steps": charts})
 
 
 def hyperparameters(module: DistillationModule) -> dict[str, Any]:
     """Return what tells one run from another: method, selection, data, network, size and seed."""
     trainer = module.trainer
-    chosen = [each for each in trainer.callbacks if isinstance(each, TrajectorySelectionCallback)]  # type: ignore[attr-defined]
-    options = {f"selection.{name}": getattr(each, name) for each in chosen for name in _selection_defaults()}
+    selection = next((c for c in trainer.callbacks if isinstance(c, TrajectorySelectionCallback)), None)  # type: ignore[attr-defined]
+    names = inspect.signature(TrajectorySelectionCallback).parameters if selection is not None else ()
     return {
-        "method": type(module.objective).__name__ + " + DynaDistill" * bool(chosen),
+        "method": type(module.objective).__name__ + " + DynaDistill" * (selection is not None),
+        "selection.num_candidates": 1,  # so is the base method; TensorBoard shows first what differs among the runs
+        **{f"selection.{name}": value for name in names if (value := getattr(selection, name)) is not None},
         "dataset": module.datamodule.name,
         "network": module.problem.network.name,
         "ipc": module.storage.ipc,
         "factor": module.storage.factor,
         "steps": trainer.max_steps,
         "seed": module.distillation.seed,
-        **{name: value for name, value in options.items() if value is not None},
     }
 
 
-def start_hparams(module: DistillationModule, metrics: Iterable[str]) -> None:
-    """Describe the run for TensorBoard's hparams, which look the last values of the metrics up themselves.
+def log_hyperparameters(module: DistillationModule, finished: bool = False) -> None:
+    """Describe the run for TensorBoard's hparams, at its start and at its end.
 
-    TensorBoard takes the columns from whichever run it reads first, so that each names those of a selection, too.
+    The values of metrics are those of its curves, which TensorBoard looks up itself.
     """
-    settings = hyperparameters(module)
-    unset = {f"selection.{name}": 0 if value is None else value for name, value in _selection_defaults().items()}
-    columns, *_ = hparams(unset | settings, dict.fromkeys(metrics, 0))
-    _, start, _ = hparams(settings, {})
+    _, start, end = hparams(hyperparameters(module), {})
     for writer in writers(module.trainer):
-        for summary in (columns, start):
-            writer._get_file_writer().add_summary(summary)
-
-
-def end_hparams(trainer: Trainer) -> None:
-    """Tell TensorBoard's hparams that the run is finished."""
-    for writer in writers(trainer):
-        writer._get_file_writer().add_summary(hparams({}, {})[-1])
-
-
-def _selection_defaults() -> dict[str, Any]:
-    parameters = inspect.signature(TrajectorySelectionCallback).parameters
-    return {name: parameter.default for name, parameter in parameters.items()}
+        writer._get_file_writer().add_summary(end if finished else start)

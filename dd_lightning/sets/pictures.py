@@ -11,14 +11,14 @@ from torchvision.utils import make_grid
 
 SMALLEST_TILE = 64
 """Tiles are enlarged, by whole factors, to at least this many pixels."""
-CAPTION_HEIGHT = 16
+CAPTION_HEIGHT = 18
 """Pixels of a class name above a tile."""
 
 
 def image_grid(pixels: Tensor, num_classes: int, max_per_class: int = 10, names: Sequence[str] = ()) -> Tensor:
     """Lay class-sorted images out as a grid, [ch, rows, columns] in [0, 1].
 
-    With several images per class, each class is a row; with one, rows hold ten classes.
+    With several images per class, each class is a row; with one, rows hold five classes.
 
     Args:
         pixels: [C*ipc, ch, H, W]; values outside [0, 1], which learned images have, are clipped.
@@ -34,7 +34,7 @@ def image_grid(pixels: Tensor, num_classes: int, max_per_class: int = 10, names:
         captions = torch.ones(*large.shape[:3], CAPTION_HEIGHT, large.shape[-1])
         captions[:, 0] = torch.stack([_caption(name, large.shape[-1]) for name in names])[:, None]
         large = torch.cat([captions, large], -2)
-    columns = 10 if per_class == 1 else min(per_class, max_per_class)
+    columns = 5 if per_class == 1 else min(per_class, max_per_class)
     grid: Tensor = make_grid(large.flatten(0, 1), nrow=columns, padding=2, pad_value=1.0)
     return grid
 
