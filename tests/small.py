@@ -178,7 +178,7 @@ def command_line(folder: Path, store: Path) -> list[str]:
     }
     config = {
         "seed_everything": 3,
-        "name": "small",
+        "name": "small",  # typed as well: with a selection it would end in _dynadistill
         "runs": str(folder / "runs"),
         "model": {
             "network": NETWORK,
@@ -194,7 +194,7 @@ def command_line(folder: Path, store: Path) -> list[str]:
         "trainer": {"accelerator": "cpu", "max_steps": 6, "log_every_n_steps": 1, "enable_progress_bar": False},
     }
     path.write_text(yaml.safe_dump(config))
-    return ["--config", str(path)]
+    return ["--config", str(path), "--name", str(config["name"])]
 
 
 def network_command_line(folder: Path) -> list[str]:
@@ -221,7 +221,7 @@ def network_command_line(folder: Path) -> list[str]:
         "trainer": {"accelerator": "cpu", "max_steps": 3, "log_every_n_steps": 1, "enable_progress_bar": False},
     }
     path.write_text(yaml.safe_dump(config))
-    return ["--config", str(path)]
+    return ["--config", str(path), "--name", str(config["name"])]
 
 
 @dataclass

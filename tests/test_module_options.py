@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dd_lightning.callbacks.hyperparameters import hyperparameters
 from dd_lightning.datamodules import DatasetDataModule
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import InputError
@@ -339,12 +338,11 @@ def test_curves_by_outer_iteration(tmp_path: Path) -> None:
     by_step = dict(curve(found, "distill/loss"))
     assert list(by_step) == list(range(7))
     assert curve(found, "outer/loss") == [(0, by_step[0]), (1, by_step[3]), (2, by_step[6])]
-    for name in ("accuracy", "accuracy_std", "accuracy_best"):
-        tag = f"eval/{small.NETWORK}/{name}"
+    for tag in (f"accuracy/{small.NETWORK}", *(f"evaluation/{small.NETWORK}/{name}" for name in ("std", "best"))):
         at = dict(curve(found, tag))
         assert list(at) == [0, 2, 4, 6, 7]
         assert curve(found, f"outer/{tag}") == [(0, at[0]), (2, at[6])]
-    means = [value for _, value in curve(found, f"eval/{small.NETWORK}/accuracy")]
+    means = [value for _, value in curve(found, f"accuracy/{small.NETWORK}")]
     assert means == pytest.approx([point.result.mean for point in points.points], rel=1e-6)
 
 
@@ -394,8 +392,6 @@ def test_load_from_checkpoint_decodes_alike(
     assert small.same(small.learned(loaded), small.learned(distilled))
     assert loaded.synthetic_set.formation == loaded.storage.decoding == distilled.synthetic_set.formation
     assert loaded.storage.image_space == distilled.storage.image_space
-    assert "batches_drawn" not in hyperparameters(distilled)  # a state is no setting
-    assert hyperparameters(distilled)["age_limit"] == 3
     if isinstance(loaded.synthetic_set.space, ZCARecipe):  # the checkpoint holds no matrices
         loaded.synthetic_set.use_space(data.space)
     assert torch.equal(loaded.synthetic_set.decoded(), distilled.synthetic_set.decoded())

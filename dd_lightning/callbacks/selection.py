@@ -230,13 +230,16 @@ class TrajectorySelectionCallback(RunCallback):
             values = {
                 "selection/loss_mean": float(losses[finite].mean()),
                 "selection/loss_chosen": float(losses[index]),
+                "selection/rank_chosen": float((losses < losses[index]).sum() + 1),
                 "selection/entropy": spread,
                 "selection/probability_chosen": float(probabilities[index]),
                 "selection/scored": float(scored),
                 "selection/nonfinite": float(self.nonfinite),
                 "selection/seconds": seconds,
             }
-            values |= {f"selection/loss_{i}": float(loss) for i, loss in enumerate(losses)}
+            # by rank: a candidate's place among those drawn says nothing
+            ranked = enumerate(losses[finite].sort().values, start=1)
+            values |= {f"selection/loss_rank_{rank}": float(loss) for rank, loss in ranked}
             log_scalars(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from dd_lightning.callbacks.attached import RunCallback, as_distillation
 from dd_lightning.callbacks.evaluation import EvalCallback
+from dd_lightning.callbacks.tensorboard import log_texts, writers
 from dd_lightning.functional.errors import DistillationError, DivergenceError, check_range
 from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
@@ -38,10 +39,14 @@ class SyntheticSetWriter(RunCallback):
         self.max_per_class = max_per_class
         self.config: dict[str, Any] = {}
         """The run's resolved configuration, to be kept in the file; the command line sets it."""
+        self.command = ""
+        """What was typed, for TensorBoard's texts; the command line sets it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the initial set."""
+        """Write the initial set, and show how the run was started."""
         super().on_train_start(trainer, pl_module)
+        config = yaml.safe_dump(self.config, sort_keys=False) if self.config else ""
+        log_texts(trainer, command=self.command, config=config)
         self.write(trainer, pl_module)
 
     def on_train_batch_end(
@@ -82,11 +87,10 @@ class SyntheticSetWriter(RunCallback):
         recipe = next((asdict(c.recipe) for c in trainer.callbacks if isinstance(c, EvalCallback)), {})  # type: ignore[attr-defined]
         file = synthetic_file(module, trainer.global_step, recipe, self.config)
         save_synthetic(folder / self.FILE, file)
-        grid = image_grid(file.stored_pixels(), file.num_classes, self.max_per_class)
+        grid = image_grid(file.stored_pixels(), file.num_classes, self.max_per_class, file.class_names)
         write_atomically(folder / self.PICTURE, png_bytes(grid))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("synthetic", grid, trainer.global_step)
+        for board in writers(trainer):
+            board.add_image("synthetic", grid, trainer.global_step)
 
 
 def synthetic_file(

@@ -36,6 +36,10 @@ _EXPECTED_WARNINGS = (
 )
 
 
+DYNADISTILL = "_dynadistill"
+"""Ends the name of a run with a selection, unless it was typed."""
+
+
 def _is_about_this_run(record: logging.LogRecord) -> bool:
     """Tell advertisements from messages."""
     return not record.getMessage().startswith(("💡 Tip", "TPU available"))
@@ -50,6 +54,8 @@ class DistillationCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.arguments = without_option(args, "--ckpt_path")
+        self.command = shlex.join(["dd-lightning", "fit", *args])
+        self._named = any(token == "--name" or token.startswith("--name=") for token in args)
         super().__init__(
             DistillationModule,
             DistillationDataModule,
@@ -76,7 +82,12 @@ class DistillationCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add all options, our own first: that is the order of ``--help``."""
-        parser.add_argument("--name", type=str, default="run", help="Name of the run: its folder below --runs.")
+        parser.add_argument(
+            "--name",
+            type=str,
+            default="run",
+            help=f"Name of the run: its folder below --runs. Unless typed, it ends in {DYNADISTILL} with a selection.",
+        )
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
             "--ckpt_path",
@@ -118,8 +129,15 @@ class DistillationCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own lets hyperparameters in the checkpoint silently override the command line.
-        folder = run_folder(self.config.runs, self.config.name)
-        self.config.ckpt_path = checkpoint_path(self.config.ckpt_path, folder)
+        folder = run_folder(self.config.runs, self.run_name)
+        others = [Path(self.config.runs, name) for name in (self.config.name, self.config.name + DYNADISTILL)]
+        self.config.ckpt_path = checkpoint_path(self.config.ckpt_path, folder, *others)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's folder: ``--name`` as typed, or the configuration's and whether there is a selection."""
+        name: str = self.config.name
+        return name if self._named or self.config.selection is None else name + DYNADISTILL
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         chosen = [self._get(self.config_init, key) for key in ("selection", "evaluation")]
@@ -128,7 +146,7 @@ class DistillationCLI(LightningCLI):
             callbacks = [StepProgressBar(), *callbacks]
         if config.get("logger") in (None, True):
             # CSV first: it would complain about the folder that TensorBoard's events make.
-            names = {"save_dir": self.config.runs, "name": self.config.name}
+            names = {"save_dir": self.config.runs, "name": self.run_name}
             events = TensorBoardLogger(**names, default_hp_metric=False)
             config["logger"] = [CSVLogger(**names, version=events.version), events]
         try:
@@ -180,7 +198,7 @@ def run(cli: DistillationCLI) -> None:
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
         if isinstance(callback, SyntheticSetWriter):
-            callback.config = cli.config_dump
+            callback.config, callback.command = cli.config_dump, cli.command
     with blame_paths(cli.config, output="runs"), resume_line(cli):
         cli.trainer.fit(
             cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=cli.config.weights_only

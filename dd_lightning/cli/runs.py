@@ -35,12 +35,12 @@ def run_folder(runs: str, name: str) -> Path:
     return folder
 
 
-def checkpoint_path(given: str | None, folder: Path) -> str | None:
+def checkpoint_path(given: str | None, *folders: Path) -> str | None:
     """Return the checkpoint to resume from.
 
     Args:
         given: A path, ``last`` or None.
-        folder: Of all versions of the run.
+        folders: Where to look for ``last``.
 
     Raises:
         InputError: If there is none, or it is damaged.
@@ -48,23 +48,23 @@ def checkpoint_path(given: str | None, folder: Path) -> str | None:
     if given is None:
         return None
     if given == "last":
-        return str(last_checkpoint(folder))
+        return str(last_checkpoint(*folders))
     read_checkpoint(given)
     return given
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """Return the newest readable checkpoint of the newest version that has one.
+def last_checkpoint(*folders: Path) -> Path:
+    """Return the newest readable checkpoint of the newest version that has one, in the first folder that has any.
 
     Lightning's own ``last`` looks only into the new version, which is empty, and starts over.
 
     Args:
-        folder: ``<runs>/<name>``.
+        folders: ``<runs>/<name>``, and other ones of the run.
 
     Raises:
         InputError: If no version has a readable checkpoint.
     """
-    for version in _versions(folder):
+    for version in (version for folder in folders for version in _versions(folder)):
         checkpoints = sorted(
             (version / "checkpoints").glob("*.ckpt"), key=lambda path: _number(_STEP, path.name), reverse=True
         )
@@ -73,7 +73,7 @@ def last_checkpoint(folder: Path) -> Path:
                 read_checkpoint(checkpoint)
                 return checkpoint
     raise InputError(
-        f"--ckpt_path is 'last', but no run under {folder.resolve()} has a readable checkpoint; "
+        f"--ckpt_path is 'last', but no run under {folders[0].resolve()} has a readable checkpoint; "
         "leave --ckpt_path out to start anew, or name the run with --name"
     )
 

@@ -1,0 +1,61 @@
+"""Where a run goes by its name, and where it is looked for again."""
+
+from pathlib import Path
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests import small
+from tests.small import Cli
+
+SELECTION = ("--selection.temperature", "0.1")
+
+
+def fit(cli: Cli, *options: str) -> None:
+    """Run the small configuration without typing its name."""
+    config = small.command_line(cli.folder, cli.store)[:2]
+    cli("fit", *config, "--evaluation", "null", "--trainer.max_steps", "2", *options)
+
+
+def runs(cli: Cli) -> dict[str, int]:
+    return {path.name: len(list(path.glob("version_*"))) for path in (cli.folder / "runs").iterdir()}
+
+
+def test_a_selection_ends_the_name_unless_it_is_typed(cli: Cli) -> None:
+    fit(cli)
+    fit(cli, *SELECTION)
+    fit(cli, *SELECTION, "--name=typed")
+    assert runs(cli) == {"small": 1, "small_dynadistill": 1, "typed": 1}
+    # the file of a run with a selection, run again, goes to where that one is; without it, to the base method's
+    config = str(cli.version(name="small_dynadistill") / "config.yaml")
+    cli("fit", "--config", config)
+    cli("fit", "--config", config, "--selection", "null")
+    assert runs(cli) == {"small": 2, "small_dynadistill": 2, "typed": 1}
+
+
+def test_the_last_checkpoint_is_looked_for_under_both_names(cli: Cli) -> None:
+    def resumed_from(version: Path) -> str:
+        path: str = yaml.safe_load((version / "config.yaml").read_text())["ckpt_path"]
+        return str(Path(path).relative_to(cli.folder / "runs"))
+
+    checkpoint = "version_0/checkpoints/step=2.ckpt"
+    fit(cli)
+    longer = ("--trainer.max_steps", "3", "--ckpt_path", "last")
+    fit(cli, *SELECTION, *longer)  # nothing there yet: that of the base method
+    assert resumed_from(cli.version(0, "small_dynadistill")) == f"small/{checkpoint}"
+    fit(cli, *longer)
+    assert resumed_from(cli.version(1)) == f"small/{checkpoint}"
+    fit(cli, *SELECTION)
+    fit(cli, *SELECTION, *longer)  # its own comes first
+    assert resumed_from(cli.version(2, "small_dynadistill")) == f"small_dynadistill/{checkpoint.replace('0', '1', 1)}"
+
+
+def test_tensorboard_shows_the_command_and_the_configuration(cli: Cli) -> None:
+    fit(cli, *SELECTION)
+    folder = cli.version(name="small_dynadistill")
+    events = EventAccumulator(str(folder)).Reload()
+    tags = ("command/text_summary", "config/text_summary")
+    command, config = (events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags)
+    assert command.startswith("    dd-lightning fit --config ")
+    assert command.endswith(" ".join(SELECTION))
+    assert yaml.safe_load(config) == yaml.safe_load((folder / "config.yaml").read_text())
