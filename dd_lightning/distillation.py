@@ -13,7 +13,7 @@ One step t of Algorithm 1 of the paper, and the base method's without the select
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from dd_lightning.sets.optimizer import ImageGradient, SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import SyntheticSet
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 """Version of what a checkpoint holds; the first one had no number."""
 
 OnNonfinite = Literal["error", "skip"]
@@ -45,11 +45,13 @@ class Demand:
         candidates: How many each step scores.
         pool_size: How many the pool must hold.
         keeps_candidates: Whether candidates of earlier steps stand beside new ones.
+        selection: Its options as plain values; None without a selection.
     """
 
     candidates: int = 1
     pool_size: int = 1
     keeps_candidates: bool = False
+    selection: dict[str, Any] | None = None
 
 
 def check_method(objective: MatchingObjective, pool: CandidatePool, optimizer: SyntheticOptimizer) -> None:
@@ -128,6 +130,7 @@ class Distillation:
         self._refresh_due: tuple[CandidateKey, list[CandidateKey]] | None = None
         self._reference: CandidateKey | None = None
         self._image_gradient = ImageGradient(self.optimizer)
+        self._before: dict[str, Any] = {}
 
     @property
     def problem(self) -> Problem:
@@ -240,6 +243,7 @@ class Distillation:
         """
         if self.step == step:
             return
+        self._before = self.state_dict()
         self.step = step
         if self._refresh_due is not None:
             with self.explain_oom("updating the pool", "set a smaller pool.recipe.batch_size"):
@@ -359,12 +363,17 @@ class Distillation:
 
     # What a checkpoint holds
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on bit for bit, and what the run is: tensors and plain values."""
+    def state_dict(self, finished: int | None = None) -> dict[str, Any]:
+        """Return what a resumed run needs to go on bit for bit, and what the run is: tensors and plain values.
+
+        Args:
+            finished: Number of finished steps: if the next one has begun, the state is that of before.
+        """
+        if finished is not None and finished == self.step:
+            return self._before
         return {
             "format_version": CHECKPOINT_FORMAT,
             "method": self._method,
-            "storage": asdict(self.storage),
             "seed": self.seed,
             "pool": self.pool.state_dict(),
             "objective": self.objective.state_dict(),
@@ -400,20 +409,3 @@ class Distillation:
     @property
     def _method(self) -> dict[str, str]:
         return {"objective": type(self.objective).__name__, "pool": type(self.pool).__name__}
-
-
-def check_format(state: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a checkpoint's state of a run, or refuse one that is none or of another format.
-
-    Raises:
-        InputError: It names both versions.
-    """
-    if state is None:
-        raise InputError("the checkpoint holds no distillation run; give one that DistillationModule wrote")
-    version = state.get("format_version", 1)
-    if version != CHECKPOINT_FORMAT:
-        raise InputError(
-            f"the checkpoint has format {version}, but this dd_lightning reads format {CHECKPOINT_FORMAT}; resume it "
-            "with the version that wrote it"
-        )
-    return state

@@ -154,13 +154,15 @@ class KilledError(Exception):
 
 
 class Kill(Callback):
-    """Kill the run at the end of a step, before that step's checkpoint is written."""
+    """Kill the run at the end of a step, before that step's checkpoint is written, and without a chance to save."""
 
     def __init__(self, after_step: int) -> None:
         self.after_step = after_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         if trainer.global_step == self.after_step:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_exception = lambda *_: None
             raise KilledError
 
 

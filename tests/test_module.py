@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import EvalCallback
-from dd_lightning.datamodules.trainer import DEFAULT_STEPS
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import DivergenceError, InputError
 from dd_lightning.functional.losses import classification_loss
@@ -21,6 +20,7 @@ from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import CandidateKey, TrajectoryPool, TrajectorySegment
 from dd_lightning.sets.initial import class_labels
+from dd_lightning.trainer.run import DEFAULT_STEPS
 from tests import small
 
 
@@ -313,9 +313,9 @@ def test_another_seed_at_resumption_is_told(store: Path, tmp_path: Path) -> None
 def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: Path) -> None:
     small.fit(tmp_path, small.module(store), small.checkpoints(tmp_path), steps=2)
     for changed, message in (
-        (small.module(store, ipc=1), r"images is \[3, 1, 8, 8\] in the configuration, but \[6, 1, 8, 8\]"),
-        (small.module(store, {"num_experts": 3}), "num_experts is 3, but the checkpoint's run has 4"),
-        (small.module(store, labels="soft"), "labels is 'soft' in the configuration, but 'hard' in the checkpoint"),
+        (small.module(store, ipc=1), r"model\.ipc is 1, but the checkpoint's run has 2"),
+        (small.module(store, {"num_experts": 3}), r"model\.pool\.num_experts is 3, but the checkpoint's run has 4"),
+        (small.module(store, labels="soft"), r"model\.labels is 'soft', but the checkpoint's run has 'hard'"),
     ):
         with pytest.raises(InputError, match=message):
             small.fit(tmp_path, changed, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=2.ckpt")

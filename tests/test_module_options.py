@@ -401,17 +401,20 @@ def test_load_from_checkpoint_decodes_alike(
 def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: Path) -> None:
     small.fit(tmp_path, small.network_module(factor=2), small.checkpoints(tmp_path), steps=2)
     for changed, message in (
-        (small.network_module(factor=1), "factor is 1 in the configuration, but 2 in the"),
-        (small.network_module(factor=2, formation="multi"), "formation is 'multi' in the configuration, but 'single'"),
-        (small.network_module(factor=2, image_space="pixels"), r"image_space is 'pixels' in .*'network' in the"),
-        (small.network_module({"num_networks": 2}, factor=2), "pool holds 2 networks, but the checkpoint's run has 1"),
+        (small.network_module(factor=1), r"model\.factor is 1, but the checkpoint's run has 2"),
+        (small.network_module(factor=2, formation="multi"), r"model\.formation is 'multi', but .* 'single'"),
+        (small.network_module(factor=2, image_space="pixels"), r"model\.image_space is 'pixels', but .* 'network'"),
+        (
+            small.network_module({"num_networks": 2}, factor=2),
+            r"model\.pool\.num_networks is 2, but the checkpoint's run has 1",
+        ),
         (
             small.module(store, factor=2),
-            "TrajectoryMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool",
+            r"model\.objective\.class is 'TrajectoryMatching', but .* has 'GradientMatching'",
         ),
         (
             small.module(store, factor=2, objective=GradientMatching(batch_real=8)),
-            "GradientMatching on TrajectoryPool, but the checkpoint's run has GradientMatching on NetworkPool",
+            r"model\.pool\.class is 'TrajectoryPool', but the checkpoint's run has 'NetworkPool'",
         ),
     ):
         with pytest.raises(InputError, match=message):

@@ -12,7 +12,6 @@ from torch import Tensor
 from dd_lightning.callbacks.accuracy_curve import AccuracyCurve, EvaluationPoint
 from dd_lightning.callbacks.attached import RunCallback, as_distillation
 from dd_lightning.callbacks.tensorboard import lay_out_bands, log_hyperparameters
-from dd_lightning.datamodules.trainer import log_scalars
 from dd_lightning.execution.memory import explain_oom
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError, check_range
@@ -22,6 +21,7 @@ from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.initial import class_labels, initial_images
 from dd_lightning.sets.real import RealSet
+from dd_lightning.trainer.run import log_scalars
 from dd_lightning.training.evaluation import Evaluation, get_recipe
 from dd_lightning.training.progress import epoch_bar
 
@@ -156,17 +156,19 @@ class EvalCallback(RunCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate step 0, or bring the curve of a resumed run into its new logs."""
-        module, curve, step = as_distillation(pl_module), self.curve, trainer.global_step
+        super().on_train_start(trainer, pl_module)
+        module, curve, now = as_distillation(pl_module), self.curve, trainer.global_step
         if self is (evaluations := _evaluations(trainer))[0]:
             lay_out_bands(trainer, [name for each in evaluations for name in each._names.values()])
             log_hyperparameters(module)
-        curve.points = [point for point in curve.points if point.step <= step]
-        for earlier in sorted({point.step for point in curve.points}):
-            self._log(module, earlier)
+        curve.points = [point for point in curve.points if point.step <= now]
+        for step in sorted({point.step for point in curve.points}):
+            self._log(module, step)
         if curve.points:
             self._write_csv(trainer)
-        # a checkpoint may have been written between two evaluations of its step
-        if not curve.points or (step % self.every_n_steps == 0 and not curve.at(step)):
+        # a run may have been stopped within an evaluation, or at its end, which is evaluated in full; and a checkpoint
+        # may have been written between two evaluations of its step
+        if not curve.at(now) and now < trainer.max_steps and now % self.every_n_steps == 0:
             self._evaluate(module, self.num_networks_intermediate)
 
     def on_train_batch_end(

@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
-from dd_lightning.callbacks.attached import as_distillation
+from dd_lightning.callbacks.attached import RunCallback, as_distillation
 from dd_lightning.callbacks.evaluation import EvalCallback
 from dd_lightning.callbacks.tensorboard import log_texts, writers
-from dd_lightning.functional.errors import check_range
+from dd_lightning.functional.errors import DistillationError, DivergenceError, check_range
 from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.pictures import image_grid, png_bytes
 from dd_lightning.sets.synthetic_file import SyntheticFile, save_synthetic
 
 
-class SyntheticSetWriter(Callback):
+class SyntheticSetWriter(RunCallback):
     """Write ``synthetic.safetensors`` and ``synthetic.png`` beside the logs, and the picture to TensorBoard.
 
     Args:
@@ -43,6 +44,7 @@ class SyntheticSetWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the initial set, and show how the run was started."""
+        super().on_train_start(trainer, pl_module)
         config = yaml.safe_dump(self.config, sort_keys=False) if self.config else ""
         log_texts(trainer, command=self.command, config=config)
         self.write(trainer, pl_module)
@@ -64,6 +66,17 @@ class SyntheticSetWriter(Callback):
         """Write the last set."""
         if trainer.global_step % self.every_n_steps != 0:
             self.write(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the set of the last finished step; a run that diverged keeps the one it has."""
+        if self._trained and not isinstance(exception, DivergenceError) and trainer.world_size == 1:
+            try:
+                self.write(trainer, pl_module)
+            except (OSError, DistillationError) as error:
+                rank_zero_warn(f"the synthetic set of step {trainer.global_step} is not written: {error}")
+
+    def reset(self) -> None:
+        """Hold nothing of a run but its configuration."""
 
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the current set, file and picture."""

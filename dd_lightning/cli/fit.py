@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from dd_lightning.datamodules import DistillationDataModule
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
+from dd_lightning.trainer.endings import Endings
 
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the loader yields integers
@@ -44,8 +47,7 @@ class DistillationCLI(LightningCLI):
     """The module, data, callbacks and Trainer of a run, built from options; it does not run by itself."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        self.command = shlex.join(["dd-lightning", "fit", *args])
-        self._named = any(token == "--name" or token.startswith("--name=") for token in args)
+        self.arguments = without_option(args, "--ckpt_path")
         super().__init__(
             DistillationModule,
             DistillationDataModule,
@@ -127,7 +129,13 @@ class DistillationCLI(LightningCLI):
     def run_name(self) -> str:
         """Name of the run's folder: ``--name`` as typed, or the configuration's and whether there is a selection."""
         name: str = self.config.name
-        return name if self._named or self.config.selection is None else name + DYNADISTILL
+        typed = without_option(self.arguments, "--name") != self.arguments
+        return name if typed or self.config.selection is None else name + DYNADISTILL
+
+    @property
+    def command(self) -> str:
+        """What was typed, without the checkpoint."""
+        return shlex.join(["dd-lightning", "fit", *self.arguments])
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         chosen = [self._get(self.config_init, key) for key in ("selection", "evaluation")]
@@ -142,6 +150,18 @@ class DistillationCLI(LightningCLI):
             raise InputError(f"the Trainer refuses its options: {error}") from error
 
 
+def without_option(args: Sequence[str], option: str) -> list[str]:
+    """Return the arguments without an option and its value."""
+    kept: list[str] = []
+    rest = iter(args)
+    for each in rest:
+        if each == option:
+            next(rest, None)
+        elif not each.startswith(f"{option}="):
+            kept.append(each)
+    return kept
+
+
 def fit(args: Sequence[str]) -> None:
     """Distill."""
     with warnings.catch_warnings():
@@ -152,6 +172,19 @@ def fit(args: Sequence[str]) -> None:
         run(DistillationCLI(args))
 
 
+@contextmanager
+def resume_line(cli: DistillationCLI) -> Iterator[None]:
+    """Where a run ends before its time, say how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        endings = next((c for c in cli.trainer.callbacks if isinstance(c, Endings)), None)  # type: ignore[attr-defined]
+        saved = endings is not None and endings.last_checkpoint is not None
+        if saved or isinstance(error, SystemExit):  # finished experts are kept
+            sys.stderr.write(f"dd-lightning: to go on: {cli.command}{' --ckpt_path last' * saved}\n")
+        raise
+
+
 def run(cli: DistillationCLI) -> None:
     """Run what was built, write the run's summary and print it as a table."""
     cli._dump_config()
@@ -159,7 +192,7 @@ def run(cli: DistillationCLI) -> None:
     for callback in callbacks:
         if isinstance(callback, SyntheticSetWriter):
             callback.config, callback.command = cli.config_dump, cli.command
-    with blame_paths(cli.config, output="runs"):
+    with blame_paths(cli.config, output="runs"), resume_line(cli):
         cli.trainer.fit(
             cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=cli.config.weights_only
         )

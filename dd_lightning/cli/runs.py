@@ -2,11 +2,11 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from dd_lightning.functional.errors import InputError
+from dd_lightning.trainer.checkpoints import read_checkpoint
 
 _VERSION = re.compile(r"version_(\d+)$")
 _STEP = re.compile(r"step=(\d+)")
@@ -49,13 +49,7 @@ def checkpoint_path(given: str | None, *folders: Path) -> str | None:
         return None
     if given == "last":
         return str(last_checkpoint(*folders))
-    if not Path(given).is_file():
-        raise InputError(f"--ckpt_path is {given!r}, which is no file; give a checkpoint, or 'last'")
-    if not is_checkpoint(Path(given)):
-        raise InputError(
-            f"--ckpt_path is {given!r}, which is damaged or no checkpoint of a distillation run; give another one, or "
-            "'last'"
-        )
+    read_checkpoint(given)
     return given
 
 
@@ -75,7 +69,8 @@ def last_checkpoint(*folders: Path) -> Path:
             (version / "checkpoints").glob("*.ckpt"), key=lambda path: _number(_STEP, path.name), reverse=True
         )
         for checkpoint in checkpoints:
-            if is_checkpoint(checkpoint):
+            with suppress(InputError):
+                read_checkpoint(checkpoint)
                 return checkpoint
     raise InputError(
         f"--ckpt_path is 'last', but no run under {folders[0].resolve()} has a readable checkpoint; "
@@ -109,12 +104,3 @@ def _versions(folder: Path) -> list[Path]:
 def _number(pattern: re.Pattern[str], name: str) -> int:
     match = pattern.search(name)
     return int(match.group(1)) if match else -1
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Tell whether a file is a whole checkpoint of a distillation run."""
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception:  # noqa: BLE001, RUF100  (a damaged zip raises a different error for each way of damage)
-        return False
-    return "distillation" in checkpoint
