@@ -188,16 +188,14 @@ def resume_line(cli: DistillationCLI) -> Iterator[None]:
 def run(cli: DistillationCLI) -> None:
     """Run what was built, write the run's summary and print it as a table."""
     cli._dump_config()
-    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SyntheticSetWriter):
             callback.config, callback.command = cli.config_dump, cli.command
     with blame_paths(cli.config, output="runs"), resume_line(cli):
         cli.trainer.fit(
             cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=cli.config.weights_only
         )
-    evaluation = next((each for each in callbacks if isinstance(each, EvalCallback)), None)
-    result = summary(cli.trainer, cli.model, evaluation)  # by all processes: the Trainer's folder is a broadcast
+    result = summary(cli.trainer, cli.model)  # by all processes: the Trainer's folder is a broadcast
     if cli.trainer.is_global_zero:
         write_atomically(Path(result["files"]) / "summary.json", json.dumps(result, indent=1).encode())
         show(closing_table(result))
