@@ -104,7 +104,8 @@ class EvalCallback(RunCallback):
         self._networks: list[FunctionalNetwork] = []
         self._held_out: RealSet | None = None
         self._evaluations: dict[str, Evaluation] = {}
-        self._names: dict[str, str] = {}
+        self.curve_names: dict[str, str] = {}
+        """Name of each network's curve, known at setup: the network's, unless another evaluation has that one."""
         self._file = "evaluation.csv"
         self.reset()
 
@@ -142,9 +143,9 @@ class EvalCallback(RunCallback):
 
     def _name_curves(self, default: NetworkSpec, taken: set[str]) -> None:
         """Name the curve of each network, unlike those ``taken``, to which the names are added."""
-        self._names = {}
+        self.curve_names = {}
         for network in map(network_name, self._specs(default)):
-            if network in self._names:
+            if network in self.curve_names:
                 raise InputError(f"evaluation.networks has {network} twice; each architecture may be named once")
             name = network if network not in taken else f"{network}_{self._suffix}".rstrip("_")
             if name in taken:
@@ -152,22 +153,23 @@ class EvalCallback(RunCallback):
                     f"two evaluations have the curve accuracy/{name}; tell one from the other by its option name"
                 )
             taken.add(name)
-            self._names[network] = name
+            self.curve_names[network] = name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate step 0, or bring the curve of a resumed run into its new logs."""
         super().on_train_start(trainer, pl_module)
-        module, curve, step = as_distillation(pl_module), self.curve, trainer.global_step
+        module, curve, now = as_distillation(pl_module), self.curve, trainer.global_step
         if self is (evaluations := _evaluations(trainer))[0]:
-            lay_out_bands(trainer, [name for each in evaluations for name in each._names.values()])
+            lay_out_bands(trainer, [name for each in evaluations for name in each.curve_names.values()])
             log_hyperparameters(module)
-        curve.points = [point for point in curve.points if point.step <= step]
-        for earlier in sorted({point.step for point in curve.points}):
-            self._log(module, earlier)
+        curve.points = [point for point in curve.points if point.step <= now and point.network in self.curve_names]
+        for step in sorted({point.step for point in curve.points}):
+            self._log(module, step)
         if curve.points:
             self._write_csv(trainer)
-        # a run may have been stopped within an evaluation, or at its end, which on_train_end evaluates in full
-        if not curve.at(step) and step < trainer.max_steps and step % self.every_n_steps == 0:
+        # a run may have been stopped within an evaluation, or at its end, which is evaluated in full; and a checkpoint
+        # may have been written between two evaluations of its step
+        if not curve.at(now) and now < trainer.max_steps and now % self.every_n_steps == 0:
             self._evaluate(module, self.num_networks_intermediate)
 
     def on_train_batch_end(
@@ -289,7 +291,7 @@ class EvalCallback(RunCallback):
     def _log(self, module: DistillationModule, step: int) -> dict[str, Tensor]:
         """Log a step, and return its metrics by the names that they can be monitored by."""
         trainer, inner_loop = module.trainer, module.distillation.inner_loop
-        values = self.curve.scalars(step, self._names)
+        values = self.curve.scalars(step, self.curve_names)
         log_scalars(trainer, values, step)
         if inner_loop is not None and step % inner_loop == 0:
             log_scalars(trainer, {f"outer/{name}": value for name, value in values.items()}, step // inner_loop)
@@ -325,7 +327,7 @@ def _check_monitors(trainer: Trainer) -> None:
     """Refuse to monitor an accuracy that is not measured, or not when the callback looks."""
     intervals: dict[str, int] = {}
     for each in _evaluations(trainer):
-        for name in each._names.values():
+        for name in each.curve_names.values():
             metric = f"accuracy/{name}"
             intervals |= dict.fromkeys((metric, _without_slashes(metric)), each.every_n_steps)
     for callback in _monitors(trainer):

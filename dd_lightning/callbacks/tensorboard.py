@@ -50,13 +50,12 @@ def hyperparameters(module: DistillationModule) -> dict[str, Any]:
     selection = next((c for c in trainer.callbacks if isinstance(c, TrajectorySelectionCallback)), None)  # type: ignore[attr-defined]
     names = inspect.signature(TrajectorySelectionCallback).parameters if selection is not None else ()
     return {
-        "method": type(module.objective).__name__ + " + DynaDistill" * (selection is not None),
+        "method": "DynaDistill + " * (selection is not None) + type(module.objective).__name__,  # columns are narrow
         "selection.num_candidates": 1,  # so is the base method; TensorBoard shows first what differs among the runs
         **{f"selection.{name}": value for name in names if (value := getattr(selection, name)) is not None},
         "dataset": module.datamodule.name,
         "network": module.problem.network.name,
         "ipc": module.storage.ipc,
-        "factor": module.storage.factor,
         "steps": trainer.max_steps,
         "seed": module.distillation.seed,
     }

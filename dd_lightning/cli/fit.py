@@ -54,8 +54,6 @@ class DistillationCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.arguments = without_option(args, "--ckpt_path")
-        self.command = shlex.join(["dd-lightning", "fit", *args])
-        self._named = any(token == "--name" or token.startswith("--name=") for token in args)
         super().__init__(
             DistillationModule,
             DistillationDataModule,
@@ -137,7 +135,13 @@ class DistillationCLI(LightningCLI):
     def run_name(self) -> str:
         """Name of the run's folder: ``--name`` as typed, or the configuration's and whether there is a selection."""
         name: str = self.config.name
-        return name if self._named or self.config.selection is None else name + DYNADISTILL
+        typed = without_option(self.arguments, "--name") != self.arguments
+        return name if typed or self.config.selection is None else name + DYNADISTILL
+
+    @property
+    def command(self) -> str:
+        """What was typed, without the checkpoint."""
+        return shlex.join(["dd-lightning", "fit", *self.arguments])
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         chosen = [self._get(self.config_init, key) for key in ("selection", "evaluation")]
@@ -187,24 +191,21 @@ def resume_line(cli: DistillationCLI) -> Iterator[None]:
         endings = next((c for c in cli.trainer.callbacks if isinstance(c, Endings)), None)  # type: ignore[attr-defined]
         saved = endings is not None and endings.last_checkpoint is not None
         if saved or isinstance(error, SystemExit):  # finished experts are kept
-            command = shlex.join(["dd-lightning", "fit", *cli.arguments, *["--ckpt_path", "last"] * saved])
-            sys.stderr.write(f"dd-lightning: to go on: {command}\n")
+            sys.stderr.write(f"dd-lightning: to go on: {cli.command}{' --ckpt_path last' * saved}\n")
         raise
 
 
 def run(cli: DistillationCLI) -> None:
     """Run what was built, write the run's summary and print it as a table."""
     cli._dump_config()
-    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SyntheticSetWriter):
             callback.config, callback.command = cli.config_dump, cli.command
     with blame_paths(cli.config, output="runs"), resume_line(cli):
         cli.trainer.fit(
             cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=cli.config.weights_only
         )
-    evaluation = next((each for each in callbacks if isinstance(each, EvalCallback)), None)
-    result = summary(cli.trainer, cli.model, evaluation)  # by all processes: the Trainer's folder is a broadcast
+    result = summary(cli.trainer, cli.model)  # by all processes: the Trainer's folder is a broadcast
     if cli.trainer.is_global_zero:
         write_atomically(Path(result["files"]) / "summary.json", json.dumps(result, indent=1).encode())
         show(closing_table(result))

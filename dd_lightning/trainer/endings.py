@@ -80,7 +80,7 @@ class Endings(Callback):
         if process.any(self._stop is not None):
             self._raise()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, before what may take minutes: the closing evaluation."""
         del pl_module
         self.save(trainer)

@@ -211,7 +211,7 @@ def test_early_points_are_of_the_first_networks_and_the_last_one_of_all(
         if recipe == "idc":
             assert [row[f"best_validation_{i}"] for i in range(3)] == [*map(str, point.best_accuracies), *nothing]
             assert (row["best_validation_std"] == "") == (count == 1)
-    last = summary(distilled.trainer, distilled, points)["networks"][small.NETWORK]["last"]
+    last = summary(distilled.trainer, distilled)["networks"][small.NETWORK]["last"]
     assert (last["step"], last["accuracies"]) == (5, list(full.last().accuracies))
 
 

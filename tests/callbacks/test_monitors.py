@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint
+from dd_lightning.callbacks.attached import as_distillation
+from dd_lightning.cli.report import summary
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
@@ -54,7 +56,7 @@ def test_early_stopping_stops_and_the_checkpoint_is_the_best_step(
     distilled = small.module(store)
     small.fit(tmp_path, distilled, *pair, best, steps=11)
     assert distilled.trainer.global_step == 8  # 0.6 and 0.7 after 0.8
-    # and the last step, to go on from
+    # the last step is there to go on from
     assert {path.name for path in tmp_path.glob("*.ckpt")} == {f"step=4-{ALIAS}=0.800.ckpt", "step=8.ckpt"}
     assert step_of(best.best_model_path) == 4
     assert float(best.best_model_score or 0) == pytest.approx(0.8)
@@ -127,7 +129,7 @@ def test_several_evaluations_do_not_meet(store: Path, tmp_path: Path) -> None:
     alone = small.evaluation(recipe="idc", epochs=4)
     fit(store, tmp_path, alone, steps=5)
     logger, callbacks = TensorBoardLogger(str(tmp_path), default_hp_metric=False), several()
-    fit(store, tmp_path, *callbacks, steps=5, logger=logger)
+    trainer = fit(store, tmp_path, *callbacks, steps=5, logger=logger)
     found = curves(Path(logger.log_dir))
     assert {tag: [step for step, _ in points] for tag, points in found.items()} == {
         METRIC: [0, 2, 4, 5],
@@ -136,6 +138,11 @@ def test_several_evaluations_do_not_meet(store: Path, tmp_path: Path) -> None:
         f"{METRIC}_longer": [0, 4, 5],
     }
     assert [point.accuracies for point in callbacks[2].points] == [point.accuracies for point in alone.points]
+    result = summary(trainer, as_distillation(trainer.lightning_module))
+    assert [f"accuracy/{name}" for name in result["networks"]] == [*found]
+    idc = result["networks"][f"{small.NETWORK}_idc"]["last"]
+    assert (idc["step"], tuple(idc["accuracies"])) == (5, alone.last().accuracies)
+    assert result["seconds_evaluating"] == pytest.approx(sum(each.seconds for each in callbacks))
     files = {"": 0, "_ConvNet-2-W4": 1, "_idc": 2, "_longer": 3}
     assert {path.stem for path in Path(logger.log_dir).glob("*.csv")} == {f"evaluation{name}" for name in files}
     for name, number in files.items():
@@ -159,3 +166,11 @@ def test_several_evaluations_resume_even_from_between_them(store: Path, tmp_path
 def test_two_evaluations_of_the_same_are_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"two evaluations have the curve {METRIC}; .* name$"):
         fit(store, tmp_path, small.evaluation(), small.evaluation(networks=[small.NETWORK]))
+
+
+def test_a_resumed_evaluation_of_other_networks_starts_anew(store: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    fit(store, tmp_path, small.evaluation(name="x"), small.checkpoints(saved), steps=3)
+    other = small.evaluation(name="x", networks=["ConvNet-2-W4"])
+    fit(store, tmp_path, other, small.checkpoints(saved), steps=5, ckpt_path=saved / "step=3.ckpt")
+    assert [(point.step, point.network) for point in other.points] == [(4, "ConvNet-2-W4"), (5, "ConvNet-2-W4")]

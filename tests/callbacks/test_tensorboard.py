@@ -108,13 +108,12 @@ def test_hparams_tell_methods_apart(store: Path, tmp_path: Path) -> None:
         "dataset": "patterns",
         "network": small.NETWORK,
         "ipc": 2,
-        "factor": 1,
         "steps": 3,
         "seed": 5,
     }
     assert settings(base) == same | {"method": "TrajectoryMatching", "selection.num_candidates": 1}
     assert settings(dynadistill) == same | {
-        "method": "TrajectoryMatching + DynaDistill",
+        "method": "DynaDistill + TrajectoryMatching",
         "selection.num_candidates": 3,
         "selection.temperature": 0.25,
         "selection.favor": "high_loss",
