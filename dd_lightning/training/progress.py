@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from rich.console import Console
+import rich
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -35,7 +35,7 @@ def live_progress() -> Iterator[Progress]:
     if _active is not None:
         yield _active
         return
-    console = Console()
+    console = rich.get_console()
     title = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
     columns = (title, BarColumn(bar_width=None), TaskProgressColumn(), TimeRemainingColumn())
     live = console.is_interactive or console.is_jupyter

@@ -5,9 +5,9 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import rich
 from rich.console import Console
 
 from dd_lightning.callbacks import StepProgressBar
@@ -21,10 +21,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     """Stand for a terminal of 80 columns; keep what is written to it."""
     written = io.StringIO()
 
-    def console(**options: Any) -> Console:  # noqa: ANN401
-        return Console(file=written, force_terminal=True, force_interactive=True, width=80, **options)
-
-    monkeypatch.setattr(progress_module, "Console", console)
+    monkeypatch.setattr(rich, "_console", Console(file=written, force_terminal=True, width=80))
     yield written
     assert progress_module._active is None
 
