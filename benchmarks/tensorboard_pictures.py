@@ -18,11 +18,11 @@ from pathlib import Path
 from urllib.request import urlopen
 
 TABS = {
-    "time_series": ("", 1100, 720),
-    "accuracy": ("#custom_scalars", 1100, 720),
+    "time_series": ("", 1280, 720),
+    "accuracy": ("#custom_scalars", 1280, 720),
     "hparams": ("#hparams", 1400, 520),
-    "images": ("#images", 1100, 560),
-    "text": ("#text", 1100, 720),
+    "images": ("#images", 1280, 560),
+    "text": ("#text", 1280, 720),
 }
 """Fragment of the address, width and height of each picture."""
 

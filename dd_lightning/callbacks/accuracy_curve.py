@@ -80,10 +80,15 @@ class AccuracyCurve:
         values: dict[str, float] = {}
         for point in self.at(step):
             name, result = names[point.network], point.result
-            more = {"best": max(p.result.mean for p in self.of(point.network) if p.step <= step)}
-            more["seconds"] = point.seconds
+            more = {
+                "best": max(p.result.mean for p in self.of(point.network) if p.step <= step),
+                # TensorBoard refuses bands without ends at some steps: a single network's has no width
+                "low": result.mean - result.std,
+                "high": result.mean + result.std,
+                "seconds": point.seconds,
+            }
             if self._has_deviation(point):
-                more |= {"std": result.std, "low": result.mean - result.std, "high": result.mean + result.std}
+                more["std"] = result.std
             if self._counted:
                 more["num_networks"] = len(point.accuracies)
             if self._several_validations:

@@ -43,7 +43,7 @@ class EvalCallback(RunCallback):
     ``EarlyStopping`` with the same arguments stops by it: both look at each evaluation. In file names the metric is
     ``accuracy_<network>``, without slashes: ``ModelCheckpoint(filename="{step}-{accuracy_ConvNet-3:.3f}", ...)``.
 
-    A Trainer may have several evaluations, of other networks or by other recipes, at other intervals.
+    A Trainer may have several evaluations, of other networks or by other recipes; two that share both need a ``name``.
 
     Args:
         every_n_steps: Distance of the points; 100 in the MTT reference.
@@ -96,8 +96,9 @@ class EvalCallback(RunCallback):
         self.num_networks_intermediate = num_networks_intermediate or num_networks
         self.execution = execution
         self.recipe = get_recipe(recipe, epochs, augmentation)
-        self._suffix = name or "_".join([recipe] * (recipe != "mtt") + [split] * (split != "test"))
-        self._label = name or "_".join(map(str, [*(networks or []), *[self._suffix] * bool(self._suffix)]))
+        kind = [recipe] * (recipe != "mtt") + [split] * (split != "test")
+        self._suffix = name or "_".join(kind)
+        self._label = name or "_".join([*map(network_name, networks or []), *kind])
         self.split: Literal["test", "val"] = split
         self.compare_random = compare_random
         self._counted = num_networks_intermediate is not None
@@ -144,13 +145,14 @@ class EvalCallback(RunCallback):
     def _name_curves(self, default: NetworkSpec, taken: set[str]) -> None:
         """Name the curve of each network, unlike those ``taken``, to which the names are added."""
         self.curve_names = {}
-        for network in map(network_name, self._specs(default)):
-            if network in self.curve_names:
-                raise InputError(f"evaluation.networks has {network} twice; each architecture may be named once")
+        networks = [network_name(spec) for spec in self._specs(default)]
+        if len(set(networks)) < len(networks):
+            raise InputError(f"evaluation.networks is {networks}; each architecture may be named once")
+        for network in networks:
             name = network if network not in taken else f"{network}_{self._suffix}".rstrip("_")
             if name in taken:
                 raise InputError(
-                    f"two evaluations have the curve accuracy/{name}; tell one from the other by its option name"
+                    f"two evaluations have the curve accuracy/{name}; give one of them a name: EvalCallback(name=...)"
                 )
             taken.add(name)
             self.curve_names[network] = name
@@ -188,9 +190,8 @@ class EvalCallback(RunCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the last step unless it is a full point already; whatever monitors looks after this."""
-        if trainer.global_step < trainer.max_steps and not trainer.should_stop:
-            return
-        self._evaluate_last(as_distillation(pl_module))
+        if trainer.global_step >= trainer.max_steps or trainer.should_stop:
+            self._evaluate_last(as_distillation(pl_module))
 
     def _evaluate_last(self, module: DistillationModule) -> None:
         curve, step = self.curve, module.global_step

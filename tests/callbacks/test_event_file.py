@@ -203,6 +203,9 @@ def test_early_points_are_of_the_first_networks_and_the_last_one_of_all(
     assert [step for step, _ in curve(events, f"accuracy/{small.NETWORK}")] == [0, 2, 4, 5]
     assert [step for step, _ in curve(events, f"{tag}/seconds")] == [0, 2, 4, 5]
     assert [step for step, _ in curve(events, f"{tag}/std")] == [5]  # one network has no deviation
+    # but TensorBoard draws a band of those that have both ends at each step
+    for end in ("low", "high"):
+        assert curve(events, f"{tag}/{end}")[:3] == curve(events, f"accuracy/{small.NETWORK}")[:3]
     for row, point in zip(rows(folder), points.points, strict=True):
         count, nothing = len(point.accuracies), [""] * (3 - len(point.accuracies))
         assert [row[f"accuracy_{i}"] for i in range(3)] == [*map(str, point.accuracies), *nothing]

@@ -164,7 +164,7 @@ def test_several_evaluations_resume_even_from_between_them(store: Path, tmp_path
 
 
 def test_two_evaluations_of_the_same_are_refused(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"two evaluations have the curve {METRIC}; .* name$"):
+    with pytest.raises(InputError, match=f"two evaluations have the curve {METRIC}; .* a name: "):
         fit(store, tmp_path, small.evaluation(), small.evaluation(networks=[small.NETWORK]))
 
 

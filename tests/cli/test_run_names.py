@@ -1,5 +1,6 @@
 """Where a run goes by its name, and where it is looked for again."""
 
+import json
 from pathlib import Path
 
 import yaml
@@ -59,3 +60,18 @@ def test_tensorboard_shows_the_command_and_the_configuration(cli: Cli) -> None:
     assert command.startswith("    dd-lightning fit --config ")
     assert command.endswith(" ".join(SELECTION))
     assert yaml.safe_load(config) == yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_accuracies_are_monitored_from_the_command_line(cli: Cli) -> None:
+    metric = f"accuracy/{small.NETWORK}"
+    cli.fit(
+        *("--checkpoint.monitor", metric, "--checkpoint.mode", "max", "--checkpoint.every_n_train_steps", "4"),
+        *("--trainer.callbacks+=EarlyStopping", f"--trainer.callbacks.monitor={metric}"),
+        # no accuracy is better than another by 1
+        *("--trainer.callbacks.mode=max", "--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=1"),
+    )
+    assert json.loads((cli.version() / "summary.json").read_text())["steps"] == 4
+    assert [path.name for path in (cli.version() / "checkpoints").iterdir()] == ["step=4.ckpt"]
+    refused = cli.fit_refused("--checkpoint.monitor", metric)
+    assert "every_n_train_steps is 2, but its monitor" in refused
+    assert "measured every 4 steps" in refused
