@@ -210,7 +210,9 @@ def test_a_diverged_run_keeps_what_it_has(store: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step=2.ckpt"]
 
 
-@pytest.mark.parametrize(("option", "value"), [("save_weights_only", True), ("save_top_k", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("save_weights_only", True), ("save_top_k", 0), ("every_n_train_steps", 0)]
+)
 def test_checkpoints_that_resume_nothing_are_refused(store: Path, tmp_path: Path, option: str, value: object) -> None:
     options: dict[str, Any] = {option: value}
     own = ModelCheckpoint(tmp_path, **options)
