@@ -35,6 +35,7 @@ class Endings(Callback):
         self._stop: signal.Signals | None = None
         self._save_asked = False
         self._first_step = 0
+        self._trained = False
 
     @classmethod
     def attach(cls, trainer: Trainer) -> None:
@@ -48,7 +49,7 @@ class Endings(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over, in the main thread: the only one that may."""
         del pl_module
-        self._first_step, self._stop, self._save_asked = trainer.global_step, None, False
+        self._first_step, self._stop, self._save_asked, self._trained = trainer.global_step, None, False, True
         self._holds = trainer.world_size > 1  # several processes stop after the same step
         if threading.current_thread() is not threading.main_thread():
             return
@@ -99,10 +100,20 @@ class Endings(Callback):
             why = self._stop.name if self._stop is not None else type(exception).__name__
             rank_zero_info(f"{why} at step {trainer.global_step}; resume with ckpt_path {self.last_checkpoint}")
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that there were no steps left, where callbacks now complete what a finished run lacks."""
+        del pl_module
+        if not self._trained:
+            rank_zero_info(
+                f"the checkpoint's run has taken {trainer.global_step} steps, max_steps is {trainer.max_steps}: "
+                "nothing is left to train; completing its evaluation and its set"
+            )
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
         del trainer, pl_module, stage
         self._restore_handlers()
+        self._trained = False
 
     def save(self, trainer: Trainer) -> Path | None:
         """Write a checkpoint of the last finished step where the run's others are, unless there is one.

@@ -171,7 +171,9 @@ def test_a_monitored_checkpoint_is_not_disturbed(store: Path, tmp_path: Path) ->
     assert {path.name for path in tmp_path.glob("*.ckpt")} == {"best.ckpt", "step=5.ckpt"}
 
 
-def test_a_run_stopped_in_its_closing_evaluation_is_completed(store: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_in_its_closing_evaluation_is_completed(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def run(folder: Path, *extra: Callback, ckpt_path: Path | None = None) -> Any:  # noqa: ANN401
         evaluation = small.evaluation(every_n_steps=4, compare_random=True)
         callbacks = [evaluation, SyntheticSetWriter(), checkpointing(folder), *extra]
@@ -182,7 +184,9 @@ def test_a_run_stopped_in_its_closing_evaluation_is_completed(store: Path, tmp_p
     with pytest.raises(EndError):
         run(tmp_path / "cut", End("train_end", 6, fail))
     warnings.filterwarnings("ignore", "The dirpath has changed")
-    resumed = run(tmp_path / "resumed", ckpt_path=tmp_path / "cut" / "step=6.ckpt")
+    with caplog.at_level("INFO"):
+        resumed = run(tmp_path / "resumed", ckpt_path=tmp_path / "cut" / "step=6.ckpt")
+    assert "taken 6 steps, max_steps is 6: nothing is left to train" in caplog.text
     assert [point.accuracies for point in resumed.points] == [point.accuracies for point in whole.points]
     assert [point.step for point in resumed.points] == [0, 4, 6]
     assert resumed.random_real.accuracies == whole.random_real.accuracies
