@@ -84,7 +84,11 @@ class Endings(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, before what may take minutes: the closing evaluation."""
         del pl_module
-        self.save(trainer)
+        path = self.save(trainer)
+        if trainer.global_step < trainer.max_steps and path is not None:
+            rank_zero_info(
+                f"stopped at step {trainer.global_step} of {trainer.max_steps}; resume with ckpt_path {path}"
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last finished step, and say how to go on."""
