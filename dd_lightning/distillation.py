@@ -31,6 +31,11 @@ from dd_lightning.sets.optimizer import ImageGradient, SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import SyntheticSet
 
+NONFINITE_LIMIT = 20
+"""Steps in a row that ``on_nonfinite: skip`` passes over, less one: a run that only skips has diverged."""
+
+_LARGEST_WEIGHT = 1e6
+
 CHECKPOINT_FORMAT = 3
 """Version of what a checkpoint holds; the first one had no number."""
 
@@ -131,6 +136,8 @@ class Distillation:
         self._reference: CandidateKey | None = None
         self._image_gradient = ImageGradient(self.optimizer)
         self._before: dict[str, Any] = {}
+        self._nonfinite = 0
+        self._taken: Candidate
 
     @property
     def problem(self) -> Problem:
@@ -252,6 +259,11 @@ class Distillation:
         synthetic = self.problem.synthetic
         with torch.no_grad():
             synthetic.student_lr.fill_(self.student_lr)
+            if self.student_lr <= 0 and "student_lr" in self.objective.learnable:
+                raise DivergenceError(
+                    f"student_lr is {self.student_lr:.3g} at step {step}; it must be above 0: lower student_lr_lr, or "
+                    "set student_lr_floor"
+                )
             if self._valid_pixels is not None and self.outer_iteration is not None:
                 torch.clamp(synthetic.images, *self._valid_pixels, out=synthetic.images.detach())
         with self.explain_oom("drawing"):
@@ -305,16 +317,19 @@ class Distillation:
             keys = self.draw(1)
             self._selected = (self.score(keys)[0], keys)
         (scored, drawn), self._selected = self._selected, None
-        self._refresh_due = (scored.candidate.key, drawn)
+        self._taken, self._refresh_due = scored.candidate, (scored.candidate.key, drawn)
         return scored
 
     def skips(self, scored: ScoredCandidate) -> bool:
         """Tell whether a step leaves S as it is: its loss is not finite, or the objective passes it over.
 
         Raises:
-            DivergenceError: If the loss is not finite, and ``on_nonfinite`` is ``error``.
+            DivergenceError: If the loss is not finite, with ``on_nonfinite: error`` or at the 20th step in a row.
         """
-        return not self._finite(scored.loss, "the matching loss") or scored.skip
+        if not self._finite(scored.loss, "the matching loss"):
+            return True
+        self._nonfinite *= not scored.skip
+        return scored.skip
 
     def loss(self, scored: ScoredCandidate) -> Tensor:
         """Return the loss as a scalar with a graph to what is learned."""
@@ -325,7 +340,7 @@ class Distillation:
         """Apply ``equal_norm`` and Adam to the images' gradient; tell whether all gradients are finite.
 
         Raises:
-            DivergenceError: If one is not finite, and ``on_nonfinite`` is ``error``.
+            DivergenceError: If one is not finite, with ``on_nonfinite: error`` or at the 20th step in a row.
         """
         synthetic = self.problem.synthetic
         if synthetic.images.grad is None:
@@ -334,18 +349,24 @@ class Distillation:
         if not all(self._finite(gradient, "a gradient") for gradient in gradients):
             return False
         self._image_gradient.adjust(synthetic.images.grad)
+        self._nonfinite = 0
         return True
 
     def _finite(self, value: Tensor, what: str) -> bool:
         if bool(torch.isfinite(value).all()):
             return True
-        if self.on_nonfinite == "error":
-            raise DivergenceError(
-                f"{what} is not finite at step {self.step} (student_lr {self.student_lr:.3g}, image_lr "
-                f"{self.optimizer.image_lr:g}); lower image_lr or student_lr_lr, set student_lr_floor, or "
-                "on_nonfinite: skip"
-            )
-        return False
+        self._nonfinite += 1
+        if self.on_nonfinite == "skip" and self._nonfinite < NONFINITE_LIMIT:
+            return False
+        theta, lasting = self._taken.theta, f", as at {self._nonfinite - 1} steps before," * (self._nonfinite > 1)
+        if not bool((theta.abs() < _LARGEST_WEIGHT).all()):
+            remedy = f"the network of candidate {self._taken.key} has diverged: lower pool.recipe.lr"
+        else:
+            remedy = "lower image_lr or student_lr_lr, set student_lr_floor, or on_nonfinite: skip"
+        raise DivergenceError(
+            f"{what} is not finite at step {self.step}{lasting} (student_lr {self.student_lr:.3g}, image_lr "
+            f"{self.optimizer.image_lr:g}); {remedy}"
+        )
 
     def scalars(self, scored: ScoredCandidate) -> dict[str, float]:
         """Return what a step has to report, by its name in the logs."""
@@ -373,7 +394,6 @@ class Distillation:
             return self._before
         return {
             "format_version": CHECKPOINT_FORMAT,
-            "method": self._method,
             "seed": self.seed,
             "pool": self.pool.state_dict(),
             "objective": self.objective.state_dict(),
@@ -385,17 +405,7 @@ class Distillation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; its seed wins, or the run would not be the same run.
-
-        Raises:
-            InputError: If it is of another method's run.
-        """
-        if state["method"] != self._method:
-            theirs, ours = (" on ".join(method.values()) for method in (state["method"], self._method))
-            raise InputError(
-                f"the configuration has {ours}, but the checkpoint's run has {theirs}; resume with the configuration "
-                "that the run was started with"
-            )
+        """Restore :meth:`state_dict`; its seed wins, or the run would not be the same run."""
         self.seed = state["seed"]
         self.pool.load_state_dict(state["pool"])
         self.objective.load_state_dict(state["objective"])
@@ -405,7 +415,3 @@ class Distillation:
         self.candidate_evaluations = state["candidate_evaluations"]
         self.skipped_steps = state["skipped_steps"]
         self.cost = CostMeter(self.problem.real.images.device, state["seconds"])
-
-    @property
-    def _method(self) -> dict[str, str]:
-        return {"objective": type(self.objective).__name__, "pool": type(self.pool).__name__}

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import EvalCallback
+from dd_lightning.distillation import NONFINITE_LIMIT
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import DivergenceError, InputError
 from dd_lightning.functional.losses import classification_loss
@@ -213,6 +215,28 @@ def test_nonfinite_loss_is_skipped(store: Path, tmp_path: Path) -> None:
     assert [torch.equal(a, b) for a, b in itertools.pairwise(images)] == [False, True, True, False]
     assert distilled.distillation.skipped_steps == 2
     assert trainer.global_step == 4
+
+
+def test_a_run_that_only_skips_has_diverged(store: Path, tmp_path: Path) -> None:
+    pool = broken_pool(store, *range(3, 100))
+    distilled = small.module(store, pool=pool, on_nonfinite="skip")
+    with pytest.raises(DivergenceError, match="not finite at step 22, as at 19 steps before, "):
+        small.fit(tmp_path, distilled, steps=40)
+    assert distilled.distillation.skipped_steps == NONFINITE_LIMIT - 1
+    pool = broken_pool(store, *(load for load in range(60) if load % 10))  # a finite one now and then
+    small.fit(tmp_path, small.module(store, pool=pool, on_nonfinite="skip"), steps=40)
+
+
+def test_a_rate_that_is_not_above_zero_is_an_error(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match=r"student_lr is -[\d.e+]+ at step 2; it must be above 0: .*floor"):
+        small.fit(tmp_path, small.module(store, student_lr_lr=1e4))
+    small.fit(tmp_path, small.module(store, student_lr_lr=1e4, student_lr_floor=1e-3), steps=2)
+
+
+def test_a_diverged_network_is_named(tmp_path: Path) -> None:
+    pool = {"recipe": replace(small.LIVE_RECIPE, lr=1e30)}
+    with pytest.raises(DivergenceError, match=r"candidate \(0, 0\) has diverged: lower pool\.recipe\.lr"):
+        small.fit(tmp_path, small.network_module(pool))
 
 
 def test_a_nonfinite_candidate_is_left_out(store: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """``dd-lightning fit``: LightningCLI with optional groups for selection and evaluation, and a folder per run."""
 
 import json
+import logging
 import shlex
 import sys
 import warnings
@@ -11,11 +12,11 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter, TrajectorySelectionCallback
+from dd_lightning.callbacks import EvalCallback, StepProgressBar, SyntheticSetWriter, TrajectorySelectionCallback
 from dd_lightning.cli.errors import blame_paths
 from dd_lightning.cli.parser import OneLineParser
 from dd_lightning.cli.report import closing_table, show, summary
@@ -37,6 +38,11 @@ _EXPECTED_WARNINGS = (
 
 DYNADISTILL = "_dynadistill"
 """Ends the name of a run with a selection, unless it was typed."""
+
+
+def _is_about_this_run(record: logging.LogRecord) -> bool:
+    """Tell advertisements from messages."""
+    return not record.getMessage().startswith(("💡 Tip", "TPU available"))
 
 
 class FitParser(OneLineParser, LightningArgumentParser):
@@ -139,6 +145,9 @@ class DistillationCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         chosen = [self._get(self.config_init, key) for key in ("selection", "evaluation")]
+        own = config.get("callbacks") or []
+        if config.get("enable_progress_bar") is not False and not any(isinstance(each, ProgressBar) for each in own):
+            callbacks = [StepProgressBar(), *callbacks]
         if config.get("logger") in (None, True):
             # CSV first: it would complain about the folder that TensorBoard's events make.
             names = {"save_dir": self.config.runs, "name": self.run_name}
@@ -164,6 +173,7 @@ def without_option(args: Sequence[str], option: str) -> list[str]:
 
 def fit(args: Sequence[str]) -> None:
     """Distill."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_about_this_run)
     with warnings.catch_warnings():
         for expected in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)

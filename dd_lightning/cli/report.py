@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint
 from dd_lightning.module import DistillationModule
-from dd_lightning.training.evaluation import mean_std
+from dd_lightning.training.evaluation import mean_std, percent
 
 
 def summary(trainer: Trainer, module: DistillationModule) -> dict[str, Any]:
@@ -119,16 +119,3 @@ def evaluation_table(file: Path, images: int, decoded: int, points: Sequence[Eva
 def show(table: Table) -> None:
     """Print a table to the terminal."""
     Console().print(table)
-
-
-def percent(accuracies: Sequence[float]) -> str:
-    """Format accuracies in [0, 1] as mean and population standard deviation; a single one has no deviation.
-
-    Example:
-        >>> percent([0.5, 0.7]), percent([0.5])
-        ('60.0 ± 10.0 %', '50.0 %')
-    """
-    mean, std = mean_std(accuracies)
-    if len(accuracies) == 1:
-        return f"{100 * mean:.1f} %"
-    return f"{100 * mean:.1f} ± {100 * std:.1f} %"

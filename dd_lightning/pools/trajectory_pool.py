@@ -112,7 +112,7 @@ class TrajectoryPool(CandidatePool):
         return self._size
 
     def prepare(self, setup: PoolSetup) -> None:
-        """Check the store against the network, data and recipe; process 0 trains what it lacks."""
+        """Check the store against the network, data and recipe, and train what it lacks."""
         if setup.keeps_candidates and self.share_start_epoch:
             raise InputError(
                 "selection.refresh_per_step keeps candidates, which have start epochs of their own, but "
@@ -127,8 +127,8 @@ class TrajectoryPool(CandidatePool):
             setup.network, self.recipe, wanted, fingerprint=setup.fingerprint, dataset=setup.dataset
         )
         self.store.check(identity)
-        ids = self.store.ids()
-        short = [i for i in ids[:size] if self.store.epochs(i) < self.needed_epochs]
+        ids, enough = self.store.ids(), wanted if self.train_missing else self.needed_epochs
+        short = [i for i in ids[:size] if self.store.epochs(i) < enough]
         if setup.process.broadcast(len(ids) < size or bool(short)):
             if not self.train_missing:
                 what = f"expert {short[0]} has {self.store.epochs(short[0])} epochs" if short else f"{len(ids)} experts"
@@ -137,19 +137,18 @@ class TrajectoryPool(CandidatePool):
                     f"{self.needed_epochs} epochs; set train_missing: true, or lower num_experts or max_start_epoch"
                 )
             started = time.perf_counter()
-            if setup.process.rank == 0:
-                train_experts(
-                    setup.network,
-                    setup.real,
-                    self.store,
-                    identity,
-                    self.recipe,
-                    size,
-                    wanted,
-                    held_out=setup.held_out,
-                    execution=self.execution or setup.execution,
-                    progress_bar=setup.progress_bar,
-                )
+            train_experts(  # processes share them by claims
+                setup.network,
+                setup.real,
+                self.store,
+                identity,
+                self.recipe,
+                size,
+                wanted,
+                held_out=setup.held_out,
+                execution=self.execution or setup.execution,
+                progress_bar=setup.progress_bar and setup.process.rank == 0,
+            )
             setup.process.barrier()
             self._seconds = time.perf_counter() - started
         self._experts = self.store.ids()[:size]

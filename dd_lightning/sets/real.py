@@ -18,7 +18,8 @@ class RealSet:
     Args:
         images: Images in the color space that networks see, float ``[n, C, H, W]``.
         labels: Class numbers ``0 .. num_classes - 1``, int64 ``[n]``.
-        num_classes: How many classes there are. Each must have an image.
+        num_classes: How many classes there are.
+        complete: Each must have an image; a test set may lack rare ones.
 
     Raises:
         InputError: If shapes or types do not fit, a label is out of range, or a class has no image.
@@ -29,7 +30,7 @@ class RealSet:
         ([0, 2, 3], (1, 3))
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, num_classes: int) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, num_classes: int, *, complete: bool = True) -> None:
         if images.ndim != 4 or not images.is_floating_point():
             raise InputError(
                 f"images are {images.dtype} {list(images.shape)}; a real set needs floats [n, C, H, W]: convert them"
@@ -47,7 +48,7 @@ class RealSet:
                 f"{num_classes - 1}: renumber the classes or raise num_classes"
             )
         counts: list[int] = torch.bincount(on_host, minlength=num_classes).tolist()
-        if 0 in counts:
+        if complete and 0 in counts:
             raise InputError(
                 f"class {counts.index(0)} of {num_classes} has no image; every class needs at least 1: "
                 "add images of it or renumber the classes"
@@ -95,7 +96,7 @@ class RealSet:
         return (indices if positions is None else indices[positions]).to(self.images.device)
 
     def sample_per_class(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw ``count`` different images of every class, uniformly.
+        """Draw ``count`` different images of every class, uniformly; all of a class that has fewer.
 
         Args:
             count: Images per class.
@@ -103,12 +104,12 @@ class RealSet:
                 set lives.
 
         Returns:
-            Indices int64 ``[num_classes * count]`` on the set's device, class by class.
+            Indices int64, ``[num_classes * count]`` at most, on the set's device, class by class.
 
         Raises:
-            InputError: If ``count`` is below 1 or exceeds the smallest class.
+            InputError: If ``count`` is below 1.
         """
-        check_range("number of images per class", count, 1, min(self.class_counts), hint="the smallest class")
+        check_range("number of images per class", count, 1)
         chosen = [
             indices[torch.randperm(len(indices), generator=generator, device=generator.device)[:count].cpu()]
             for indices in self._by_class

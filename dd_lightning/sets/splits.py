@@ -10,7 +10,8 @@ from dd_lightning.functional.random import step_generator
 def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) -> tuple[Tensor, Tensor]:
     """Hold out the same share of every class.
 
-    Of a class with ``n`` images, ``fraction * n`` are held out, rounded to the nearest whole number (halves up).
+    Of a class with ``n`` images, ``fraction * n`` are held out, rounded to the nearest whole number (halves up), but
+    never all of them.
 
     Args:
         labels: Class numbers, int64 ``[n]``.
@@ -23,7 +24,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) ->
         The indices that stay and the indices that are held out, both int64 on the host and ascending.
 
     Raises:
-        InputError: If the fraction is out of range, or leaves a class without an image on either side.
+        InputError: If the fraction is out of range, or holds out nothing at all.
 
     Example:
         >>> kept, held = stratified_split(torch.tensor([0, 0, 1, 1, 1, 1]), 0.5, seed=0, stream="val split")
@@ -37,12 +38,11 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) ->
         members = torch.nonzero(labels == label).flatten()
         if not len(members):
             continue
-        count = int(fraction * len(members) + 0.5)
-        if not 0 < count < len(members):
-            raise InputError(
-                f"holding out {fraction} of the {len(members)} images of class {label} takes {count}; "
-                "both sides need at least 1 image per class: choose a fraction nearer to a half"
-            )
+        count = min(int(fraction * len(members) + 0.5), len(members) - 1)
         order = torch.randperm(len(members), generator=step_generator(seed, label, stream))
         held_out[members[order[:count]]] = True
+    if not held_out.any():
+        raise InputError(
+            f"holding out {fraction} of each class takes none of {len(labels)} images: choose a larger one"
+        )
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()

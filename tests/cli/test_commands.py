@@ -13,7 +13,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dd_lightning import __version__
-from dd_lightning.cli.report import percent
 from dd_lightning.cli.runs import synthetic_file
 from dd_lightning.datamodules import DigitsDataModule
 from dd_lightning.functional.errors import InputError
@@ -22,7 +21,7 @@ from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.pictures import image_grid
 from dd_lightning.sets.synthetic_file import load_synthetic
 from dd_lightning.training import evaluation
-from dd_lightning.training.evaluation import EvaluationRecipe, evaluate_synthetic_set
+from dd_lightning.training.evaluation import EvaluationRecipe, evaluate_synthetic_set, percent
 from dd_lightning.training.expert_store import ExpertStore
 from tests import small
 from tests.small import Cli
