@@ -62,10 +62,15 @@ def hyperparameters(module: DistillationModule) -> dict[str, Any]:
 
 
 def log_hyperparameters(module: DistillationModule, finished: bool = False) -> None:
-    """Describe the run for TensorBoard's hparams, at its start and at its end.
+    """Describe the run to its loggers at its start; for TensorBoard's hparams, also tell when it is finished.
 
-    The values of metrics are those of its curves, which TensorBoard looks up itself.
+    The values of metrics are those of its curves, which TensorBoard looks up itself; its logger would chart one point
+    for each.
     """
-    _, start, end = hparams(hyperparameters(module), {})
+    settings = hyperparameters(module)
+    _, start, end = hparams(settings, {})
     for writer in writers(module.trainer):
         writer._get_file_writer().add_summary(end if finished else start)
+    for logger in module.trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(settings)

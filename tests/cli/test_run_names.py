@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,16 +40,20 @@ def test_the_last_checkpoint_is_looked_for_under_both_names(cli: Cli) -> None:
         path: str = yaml.safe_load((version / "config.yaml").read_text())["ckpt_path"]
         return str(Path(path).relative_to(cli.folder / "runs"))
 
-    checkpoint = "version_0/checkpoints/step=2.ckpt"
-    fit(cli)
     longer = ("--trainer.max_steps", "3", "--ckpt_path", "last")
-    fit(cli, *SELECTION, *longer)  # nothing there yet: that of the base method
-    assert resumed_from(cli.version(0, "small_dynadistill")) == f"small/{checkpoint}"
+    fit(cli, *SELECTION, "--name", "small")  # as earlier versions named it
+    fit(cli, *SELECTION, *longer)
+    assert resumed_from(cli.version(0, "small_dynadistill")) == "small/version_0/checkpoints/step=2.ckpt"
+    with pytest.raises(SystemExit):
+        fit(cli, *longer)
+    assert "selection.class is None, but the checkpoint's run has 'TrajectorySelectionCallback'" in cli.err
+    fit(cli)
     fit(cli, *longer)
-    assert resumed_from(cli.version(1)) == f"small/{checkpoint}"
+    assert resumed_from(cli.version(3)) == "small/version_2/checkpoints/step=2.ckpt"
     fit(cli, *SELECTION)
-    fit(cli, *SELECTION, *longer)  # its own comes first
-    assert resumed_from(cli.version(2, "small_dynadistill")) == f"small_dynadistill/{checkpoint.replace('0', '1', 1)}"
+    fit(cli, *SELECTION, *longer)  # its own come first
+    resumed = cli.version(2, "small_dynadistill")
+    assert resumed_from(resumed) == "small_dynadistill/version_1/checkpoints/step=2.ckpt"
 
 
 def test_tensorboard_shows_the_command_and_the_configuration(cli: Cli) -> None:
@@ -60,6 +65,13 @@ def test_tensorboard_shows_the_command_and_the_configuration(cli: Cli) -> None:
     assert command.startswith("    dd-lightning fit --config ")
     assert command.endswith(" ".join(SELECTION))
     assert yaml.safe_load(config) == yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_other_loggers_know_what_tells_runs_apart(cli: Cli) -> None:
+    cli.fit(*SELECTION)
+    settings = yaml.safe_load((cli.version() / "hparams.yaml").read_text())
+    assert (settings["method"], settings["seed"]) == ("DynaDistill + TrajectoryMatching", 3)
+    assert settings["selection.temperature"] == 0.1
 
 
 def test_accuracies_are_monitored_from_the_command_line(cli: Cli) -> None:
