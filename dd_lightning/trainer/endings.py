@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from dd_lightning.functional.errors import DistillationError, DivergenceError
 from dd_lightning.trainer.checkpoints import AtomicCheckpointIO
@@ -99,7 +99,10 @@ class Endings(Callback):
             try:
                 self.save(trainer)
             except (OSError, DistillationError) as error:
-                rank_zero_warn(f"step {trainer.global_step} is not saved: {error}")
+                rank_zero_info(f"step {trainer.global_step} is not saved: {error}")
+        if self.last_checkpoint is None:  # it diverged, or the disk is full
+            written = [path for writer in self._writers(trainer) for path in Path(str(writer.dirpath)).glob("*.ckpt")]
+            self.last_checkpoint = max(written, key=lambda path: path.stat().st_mtime, default=None)
         if self.last_checkpoint is not None:
             why = self._stop.name if self._stop is not None else type(exception).__name__
             rank_zero_info(f"{why} at step {trainer.global_step}; resume with ckpt_path {self.last_checkpoint}")
@@ -125,8 +128,7 @@ class Endings(Callback):
         Returns:
             Its path; None if the Trainer writes no checkpoints.
         """
-        writers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-        if not writers:
+        if not (writers := self._writers(trainer)):
             return None
         # One without a monitor counts the file among its own, and removes the one before.
         writer = next((each for each in writers if each.monitor is None and each.save_top_k != 0), None)
@@ -140,6 +142,10 @@ class Endings(Callback):
             path = Path(writer.best_model_path)
         self.last_checkpoint = path
         return path
+
+    @staticmethod
+    def _writers(trainer: Trainer) -> list[ModelCheckpoint]:
+        return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame

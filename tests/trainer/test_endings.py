@@ -202,16 +202,17 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(store: Path, tmp_path: P
     assert [(p.step, p.accuracies) for p in resumed.points] == [(p.step, p.accuracies) for p in whole.points]
 
 
-def test_a_diverged_run_keeps_what_it_has(store: Path, tmp_path: Path) -> None:
+def test_a_diverged_run_keeps_what_it_has(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def spoil(trainer: Trainer) -> None:
         module = trainer.lightning_module
         assert isinstance(module, DistillationModule)
         module.synthetic_set.images.data.fill_(float("nan"))
 
     own = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2)
-    with pytest.raises(DivergenceError, match="not finite at step 3"):
+    with pytest.raises(DivergenceError, match="not finite at step 3"), caplog.at_level("INFO"):
         small.fit(tmp_path, small.module(store), own, End("batch_end", 3, spoil), SyntheticSetWriter(every_n_steps=2))
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step=2.ckpt"]
+    assert f"DivergenceError at step 3; resume with ckpt_path {tmp_path / 'step=2.ckpt'}" in caplog.text
 
 
 @pytest.mark.parametrize(
