@@ -7,19 +7,14 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-SMALLEST_TILE = 64
-"""Tiles are enlarged, by whole factors, to at least this many pixels."""
+SMALLEST_TILE = 64  # tiles are enlarged, by whole factors, to at least this many pixels
 
 
 def image_grid(pixels: Tensor, num_classes: int, max_per_class: int = 10) -> Tensor:
     """Lay class-sorted images out as a grid, [ch, rows, columns] in [0, 1].
 
-    With several images per class, each class is a row; with one, rows hold ten classes.
-
-    Args:
-        pixels: [C*ipc, ch, H, W]; values outside [0, 1], which learned images have, are clipped.
-        num_classes: C.
-        max_per_class: Images of a class that are shown.
+    With several images per class, each class is a row; with one, rows hold ten classes. Pixels are [C*ipc, ch, H, W];
+    values outside [0, 1], which learned images have, are clipped.
     """
     per_class = len(pixels) // num_classes
     shown = pixels.detach().cpu().unflatten(0, (num_classes, per_class))[:, :max_per_class].flatten(0, 1).clamp(0, 1)
