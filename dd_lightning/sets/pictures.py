@@ -9,22 +9,16 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
 
-SMALLEST_TILE = 64
-"""Tiles are enlarged, by whole factors, to at least this many pixels."""
-CAPTION_HEIGHT = 18
-"""Pixels of a class name above a tile."""
+SMALLEST_TILE = 64  # tiles are enlarged, by whole factors, to at least this many pixels
+CAPTION_HEIGHT = 18  # pixels of a class name above a tile
 
 
 def image_grid(pixels: Tensor, num_classes: int, max_per_class: int = 10, names: Sequence[str] = ()) -> Tensor:
     """Lay class-sorted images out as a grid, [ch, rows, columns] in [0, 1].
 
-    With several images per class, each class is a row; with one, rows hold five classes.
-
-    Args:
-        pixels: [C*ipc, ch, H, W]; values outside [0, 1], which learned images have, are clipped.
-        num_classes: C.
-        max_per_class: Images of a class that are shown.
-        names: Of the classes; each stands above the first image of its class.
+    With several images per class, each class is a row; with one, rows hold five classes. Pixels are [C*ipc, ch, H, W];
+    values outside [0, 1], which learned images have, are clipped. ``names``, if given, stand above the first image of
+    each class.
     """
     per_class = len(pixels) // num_classes
     shown = pixels.detach().cpu().unflatten(0, (num_classes, per_class))[:, :max_per_class].clamp(0, 1)
