@@ -42,7 +42,8 @@ DYNADISTILL = "_dynadistill"
 
 def _is_about_this_run(record: logging.LogRecord) -> bool:
     """Tell advertisements from messages."""
-    return not record.getMessage().startswith(("💡 Tip", "TPU available"))
+    text = record.getMessage()
+    return not text.startswith(("💡 Tip", "TPU available")) and "`max_epochs=1` reached" not in text
 
 
 class FitParser(OneLineParser, LightningArgumentParser):
@@ -193,6 +194,8 @@ def resume_line(cli: DistillationCLI) -> Iterator[None]:
         if saved or isinstance(error, SystemExit):  # finished experts are kept
             sys.stderr.write(f"dd-lightning: to go on: {cli.command}{' --ckpt_path last' * saved}\n")
         raise
+    if cli.trainer.global_step < cli.trainer.max_steps:  # by max_time, or by somebody's callback
+        sys.stderr.write(f"dd-lightning: to go on: {cli.command} --ckpt_path last\n")
 
 
 def run(cli: DistillationCLI) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from dd_lightning.functional.errors import DistillationError, DivergenceError
 from dd_lightning.trainer.checkpoints import AtomicCheckpointIO
@@ -35,6 +35,7 @@ class Endings(Callback):
         self._stop: signal.Signals | None = None
         self._save_asked = False
         self._first_step = 0
+        self._trained = False
 
     @classmethod
     def attach(cls, trainer: Trainer) -> None:
@@ -48,7 +49,7 @@ class Endings(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over, in the main thread: the only one that may."""
         del pl_module
-        self._first_step, self._stop, self._save_asked = trainer.global_step, None, False
+        self._first_step, self._stop, self._save_asked, self._trained = trainer.global_step, None, False, True
         self._holds = trainer.world_size > 1  # several processes stop after the same step
         if threading.current_thread() is not threading.main_thread():
             return
@@ -83,7 +84,11 @@ class Endings(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, before what may take minutes: the closing evaluation."""
         del pl_module
-        self.save(trainer)
+        path = self.save(trainer)
+        if trainer.global_step < trainer.max_steps and path is not None:
+            rank_zero_info(
+                f"stopped at step {trainer.global_step} of {trainer.max_steps}; resume with ckpt_path {path}"
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last finished step, and say how to go on."""
@@ -94,15 +99,28 @@ class Endings(Callback):
             try:
                 self.save(trainer)
             except (OSError, DistillationError) as error:
-                rank_zero_warn(f"step {trainer.global_step} is not saved: {error}")
+                rank_zero_info(f"step {trainer.global_step} is not saved: {error}")
+        if self.last_checkpoint is None:  # it diverged, or the disk is full
+            written = [path for writer in self._writers(trainer) for path in Path(str(writer.dirpath)).glob("*.ckpt")]
+            self.last_checkpoint = max(written, key=lambda path: path.stat().st_mtime, default=None)
         if self.last_checkpoint is not None:
             why = self._stop.name if self._stop is not None else type(exception).__name__
             rank_zero_info(f"{why} at step {trainer.global_step}; resume with ckpt_path {self.last_checkpoint}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that there were no steps left, where callbacks now complete what a finished run lacks."""
+        del pl_module
+        if not self._trained:
+            rank_zero_info(
+                f"the checkpoint's run has taken {trainer.global_step} steps, max_steps is {trainer.max_steps}: "
+                "nothing is left to train; completing its evaluation and its set"
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
         del trainer, pl_module, stage
         self._restore_handlers()
+        self._trained = False
 
     def save(self, trainer: Trainer) -> Path | None:
         """Write a checkpoint of the last finished step where the run's others are, unless there is one.
@@ -110,8 +128,7 @@ class Endings(Callback):
         Returns:
             Its path; None if the Trainer writes no checkpoints.
         """
-        writers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-        if not writers:
+        if not (writers := self._writers(trainer)):
             return None
         # One without a monitor counts the file among its own, and removes the one before.
         writer = next((each for each in writers if each.monitor is None and each.save_top_k != 0), None)
@@ -125,6 +142,10 @@ class Endings(Callback):
             path = Path(writer.best_model_path)
         self.last_checkpoint = path
         return path
+
+    @staticmethod
+    def _writers(trainer: Trainer) -> list[ModelCheckpoint]:
+        return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame

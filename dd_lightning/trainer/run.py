@@ -33,11 +33,13 @@ def check_trainer(trainer: Trainer) -> Trainer:
     ):
         if value == 0:
             raise InputError(f"trainer.{name} is 0; a run needs at least 1 step")
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.save_weights_only:
+    for callback in (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)):
+        if callback.save_weights_only:
             raise InputError("checkpoint.save_weights_only is true; it must be false, or the run cannot be resumed")
-        if isinstance(callback, ModelCheckpoint) and callback.save_top_k == 0:
+        if callback.save_top_k == 0:
             raise InputError("checkpoint.save_top_k is 0, which saves nothing; set 1 or more, or -1 for all")
+        if not (callback._every_n_train_steps or callback._every_n_epochs or callback._train_time_interval):
+            raise InputError("checkpoint.every_n_train_steps is 0, which saves nothing on the way; set 1 or more")
     if trainer.precision != "32-true":
         raise InputError(
             f"trainer.precision is {trainer.precision!r}; it must be '32-true', since autocast would reach the step, "

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "model.on_nonfinite",
     "model.pool.path",
     "model.pool.train_missing",
+    "model.pool.skip_damaged",
 )
 """What a resumed run may have otherwise, besides every ``execution``: it is applied from its first step on."""
 

@@ -195,14 +195,14 @@ class ExpertStore:
             tensors["trajectory"], tensors.get("momentum"), tensors.get("statistics"), self.metadata(id).accuracies
         )
 
-    def check(self, identity: ExpertIdentity) -> None:
-        """Compare every stored expert with what is wanted.
+    def check(self, identity: ExpertIdentity, ids: Sequence[int] | None = None) -> None:
+        """Compare stored experts, all by default, with what is wanted.
 
         Raises:
             InputError: If a file differs, naming the file, the first field that differs and both values.
         """
         wanted = dict(_leaves("", identity.plain()))
-        for id in self.ids():
+        for id in self.ids() if ids is None else ids:
             stored = dict(_leaves("", self.metadata(id).identity.plain()))
             for name in [*wanted, *stored]:
                 if stored.get(name) != wanted.get(name):

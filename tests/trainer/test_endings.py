@@ -171,7 +171,9 @@ def test_a_monitored_checkpoint_is_not_disturbed(store: Path, tmp_path: Path) ->
     assert {path.name for path in tmp_path.glob("*.ckpt")} == {"best.ckpt", "step=5.ckpt"}
 
 
-def test_a_run_stopped_in_its_closing_evaluation_is_completed(store: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_in_its_closing_evaluation_is_completed(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def run(folder: Path, *extra: Callback, ckpt_path: Path | None = None) -> Any:  # noqa: ANN401
         evaluation = small.evaluation(every_n_steps=4, compare_random=True)
         callbacks = [evaluation, SyntheticSetWriter(), checkpointing(folder), *extra]
@@ -182,7 +184,9 @@ def test_a_run_stopped_in_its_closing_evaluation_is_completed(store: Path, tmp_p
     with pytest.raises(EndError):
         run(tmp_path / "cut", End("train_end", 6, fail))
     warnings.filterwarnings("ignore", "The dirpath has changed")
-    resumed = run(tmp_path / "resumed", ckpt_path=tmp_path / "cut" / "step=6.ckpt")
+    with caplog.at_level("INFO"):
+        resumed = run(tmp_path / "resumed", ckpt_path=tmp_path / "cut" / "step=6.ckpt")
+    assert "taken 6 steps, max_steps is 6: nothing is left to train" in caplog.text
     assert [point.accuracies for point in resumed.points] == [point.accuracies for point in whole.points]
     assert [point.step for point in resumed.points] == [0, 4, 6]
     assert resumed.random_real.accuracies == whole.random_real.accuracies
@@ -198,19 +202,22 @@ def test_a_run_stopped_in_an_evaluation_makes_up_for_it(store: Path, tmp_path: P
     assert [(p.step, p.accuracies) for p in resumed.points] == [(p.step, p.accuracies) for p in whole.points]
 
 
-def test_a_diverged_run_keeps_what_it_has(store: Path, tmp_path: Path) -> None:
+def test_a_diverged_run_keeps_what_it_has(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def spoil(trainer: Trainer) -> None:
         module = trainer.lightning_module
         assert isinstance(module, DistillationModule)
         module.synthetic_set.images.data.fill_(float("nan"))
 
     own = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2)
-    with pytest.raises(DivergenceError, match="not finite at step 3"):
+    with pytest.raises(DivergenceError, match="not finite at step 3"), caplog.at_level("INFO"):
         small.fit(tmp_path, small.module(store), own, End("batch_end", 3, spoil), SyntheticSetWriter(every_n_steps=2))
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["step=2.ckpt"]
+    assert f"DivergenceError at step 3; resume with ckpt_path {tmp_path / 'step=2.ckpt'}" in caplog.text
 
 
-@pytest.mark.parametrize(("option", "value"), [("save_weights_only", True), ("save_top_k", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("save_weights_only", True), ("save_top_k", 0), ("every_n_train_steps", 0)]
+)
 def test_checkpoints_that_resume_nothing_are_refused(store: Path, tmp_path: Path, option: str, value: object) -> None:
     options: dict[str, Any] = {option: value}
     own = ModelCheckpoint(tmp_path, **options)
