@@ -473,7 +473,7 @@ def test_out_of_memory_in_a_step_loses_nothing(
         line = cli.fit_refused(*options)
     remedy = SMALLER + ", or fewer selection.num_candidates" * (candidates > 1)
     assert re.search(rf"error: memory ran out while {doing} at step 5 {STEP}; {remedy}$", line)
-    assert [path.name for path in (cli.version() / "checkpoints").iterdir()] == ["step=4.ckpt"]
+    assert [path.name for path in (cli.version() / "checkpoints").iterdir()] == ["step=5.ckpt"]
     cli.fit("--ckpt_path", "last", *options)
     cli.fit("--name", "whole", *options)
     assert small.same(cli.learned(1), cli.learned(name="whole"))
@@ -498,7 +498,7 @@ def test_out_of_memory_in_an_evaluation_loses_nothing(cli: Cli, monkeypatch: pyt
         line = cli.fit_refused()
     told = rf"memory ran out while training 2 x ConvNet-1-W4 \(evaluation\) at step 4 {STEP}; set smaller evaluation\."
     assert re.search(told, line)
-    assert [path.name for path in (cli.version() / "checkpoints").iterdir()] == ["step=2.ckpt"]
+    assert [path.name for path in (cli.version() / "checkpoints").iterdir()] == ["step=4.ckpt"]
     cli.fit("--ckpt_path", "last")
     with monkeypatch.context() as patch:
         patch.setattr(Evaluation, "__call__", failing(Evaluation.__call__, 0, OUT_OF_MEMORY["host"]))
