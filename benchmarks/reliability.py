@@ -228,7 +228,8 @@ def _readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
 
     def expert(path: Path) -> object:
         at = ExpertStore(path.parent)
-        return at.metadata(0), at.epochs(0), at.rows(0, [0, 2]), at.read(0), at.check(identity)
+        at.check(identity)
+        return at.metadata(0), at.epochs(0), at.rows(0, [0, 2]), at.read(0)
 
     return {
         "synthetic set": (one, load_synthetic),
