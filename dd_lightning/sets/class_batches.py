@@ -19,7 +19,7 @@ _FEATURE_BATCH = 1000
 
 
 def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> list[Tensor]:
-    """Return a batch of every class, each [size], going through every class in epochs.
+    """Return a batch of every class, each [size], going through every class in epochs; all of a smaller class.
 
     A class is shuffled, cut into whole batches, and shuffled anew when they are used up, as in IDC; an epoch's
     remainder is dropped. A step's batches are a function of the step alone.
@@ -31,7 +31,7 @@ def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> li
     """
     batches = []
     for label, count in enumerate(real.class_counts):
-        epoch, position = divmod(context.step, count // size)
+        epoch, position = divmod(context.step, max(count // size, 1))
         generator = step_generator(context.seed, epoch, f"real/{label}", context.rank)
         order = torch.randperm(count, generator=generator)[position * size : (position + 1) * size]
         batches.append(real.class_indices(label, order))
@@ -42,6 +42,8 @@ def class_representatives(
     real: RealSet, count: int, features: Features, generator: torch.Generator, per_cluster: int = 1
 ) -> list[Tensor]:
     """Return ``count`` images of every class, the nearest to the centroids of k-means in feature space (DREAM).
+
+    A smaller class gives as many as whole clusters of it have.
 
     NOTE: The reference computes features of pixels that are not normalized, although its networks are trained on
     normalized ones. Here the network gets what it is trained on.
@@ -55,16 +57,14 @@ def class_representatives(
 
     Returns:
         Indices [count] for each class.
-
-    Raises:
-        InputError: If a class has fewer images than ``count``.
     """
     chosen = []
     for label in range(real.num_classes):
         own = real.class_indices(label)
         with torch.no_grad():
             points = torch.cat([features(real.images[part]) for part in own.split(_FEATURE_BATCH)])
-        chosen.append(own[representatives(points, count // per_cluster, generator, per_cluster)])
+        each = min(per_cluster, len(own))
+        chosen.append(own[representatives(points, min(count, len(own)) // each, generator, each)])
     return chosen
 
 
@@ -91,10 +91,10 @@ class RepresentativeBatches:
         self.size = size
         self.interval = interval
         self.per_cluster = per_cluster
-        self._chosen: Tensor | None = None
+        self._chosen: list[Tensor] | None = None
 
     def batches(self, real: RealSet, features: Features, context: StepContext) -> list[Tensor]:
-        """Return each class's indices [size] for a step.
+        """Return each class's indices [size] for a step; fewer of a class with fewer images.
 
         Args:
             real: The training data.
@@ -103,8 +103,8 @@ class RepresentativeBatches:
         """
         if self._chosen is None or context.step % self.interval == 0:
             generator = context.generator("representatives")
-            self._chosen = torch.stack(class_representatives(real, self.size, features, generator, self.per_cluster))
-        return list(self._chosen.to(real.images.device))
+            self._chosen = class_representatives(real, self.size, features, generator, self.per_cluster)
+        return [rows.to(real.images.device) for rows in self._chosen]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the present choice."""
@@ -112,4 +112,4 @@ class RepresentativeBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self._chosen = state["chosen"]
+        self._chosen = None if state["chosen"] is None else list(state["chosen"])

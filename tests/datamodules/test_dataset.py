@@ -92,7 +92,7 @@ def test_errors() -> None:
         def __iter__(self) -> Iterator[tuple[object, object]]:
             return iter(())
 
-    with pytest.raises(InputError, match=r"a Stream, has no length: pass a map-style dataset"):
+    with pytest.raises(InputError, match=r"train_dataset is a Stream: pass a dataset with a length and indices"):
         DatasetDataModule(Stream(), Stream()).setup()
     two, three = (Pairs([(image, label) for label in range(count)]) for count in (2, 3))
     with pytest.raises(InputError, match=r"the test split of custom: labels run from 0 to 2, outside 0 \.\. 1"):
