@@ -8,59 +8,40 @@ import torch
 from torch import Tensor
 
 from dd_lightning.execution.memory import is_out_of_memory
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_choice
 
 REPAYING_CALLS = 50_000
 """Calls of a run from which ``compile: auto`` compiles, on CUDA: a minute is 1.2 ms for each of so many."""
 
 Made = TypeVar("Made")
-
 Compile = Literal["auto", "on", "off"]
-
 Backend = str | Callable[..., Any]
-"""A backend of torch.compile."""
 
 
 def compile_choice(value: Compile | bool) -> Compile:
-    """Return the choice in one spelling; YAML reads a bare ``on`` or ``off`` as a boolean.
-
-    Raises:
-        InputError: If it is none of the choices.
-
-    Example:
-        >>> compile_choice(False), compile_choice("auto")
-        ('off', 'auto')
-    """
+    """Return the choice (else an `InputError`) in one spelling; YAML reads a bare ``on`` or ``off`` as a boolean."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    if value not in get_args(Compile):
-        raise InputError(f"compile is {value!r}; use one of {', '.join(get_args(Compile))}")
+    check_choice("compile", value, get_args(Compile))
     return value
 
 
 def compiled(function: Any, backend: Backend = "inductor") -> Callable[..., Any]:  # noqa: ANN401
-    """Return a pure function of tensors compiled, for each set of shapes at its first use.
+    """Return a pure function of tensors compiled, for each set of shapes at its first use, which takes up to minutes.
 
-    It returns results without a graph. Compiling takes up to minutes. Shapes are never symbolic: code for one shape is
-    faster, and a run has one or two.
+    Results have no graph. Shapes are never symbolic: code for one shape is faster, and a run has one or two.
 
     Args:
         function: Written with ``def``; it depends on nothing but its arguments and its closure.
         backend: Backend of torch.compile.
-
-    Example:
-        >>> def double(x):
-        ...     return 2 * x
-        >>> compiled(double, backend="eager")(torch.ones(1))
-        tensor([2.])
     """
     # torch keeps what it has compiled by code object, and refuses to hold more than eight versions of one. Functions
     # that one `def` makes share its code object, and so would all runs in a process: each gets a copy of its own.
     own = type(function)(
         function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
     )
-    # A pure function's tensors alone tell whether a call is of the kind that was compiled. To look through a whole
-    # network each time took a tenth of a student's step on 8 x 8 images.
+    # Its tensors alone tell whether a call is of the kind that was compiled. To look through a whole network each time
+    # took a tenth of a student's step on 8 x 8 images.
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
     code: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
 
@@ -76,9 +57,8 @@ def compiled(function: Any, backend: Backend = "inductor") -> Callable[..., Any]
 def laid_out(tensor: Tensor) -> Tensor:
     """Return a copy without a graph, in the layout in which compiled code is fastest.
 
-    On a CPU, a convolution of 3 channels in float32 is nine times faster with the channels last, and compiled code
-    keeps to it. A copy has the strides of its layout even where an axis of length 1 leaves a choice, so that compiled
-    code sees all images of a shape as one kind.
+    On a CPU, a convolution of 3 channels in float32 is nine times faster with the channels last. A copy has the strides
+    of its layout even where an axis of length 1 leaves a choice: compiled code sees all images of a shape as one kind.
 
     Example:
         >>> laid_out(torch.zeros(2, 3, 8, 8)).stride(), laid_out(torch.zeros(2, 1, 8, 8)).stride()
@@ -89,11 +69,7 @@ def laid_out(tensor: Tensor) -> Tensor:
 
 
 def compiles(choice: Compile | bool, device: torch.device, calls: int) -> bool:
-    """Return whether a run compiles what it calls ``calls`` times on a device.
-
-    ``auto`` compiles on CUDA only, where the calls repay it, and not under deterministic algorithms, since the compiler
-    may choose other kernels in another process.
-    """
+    """Return whether a run compiles what it calls ``calls`` times on a device; for ``auto`` see `Execution`."""
     choice = compile_choice(choice)
     if choice != "auto":
         return choice == "on"
@@ -108,26 +84,17 @@ def compile_for_run(
     what: str,
     say: Callable[[str], None],
 ) -> Made | None:
-    """Return :func:`try_compile`'s result if :func:`compiles` says so, with an announcement to ``say``; else None."""
-    if not compiles(choice, device, calls):
-        return None
-    say(f"compiling {what}: the first distillation step may be minutes away")
-    return try_compile(make, choice, what, "execution.compile")
+    """Return what ``make`` compiles and tries out as the run will, after telling ``say``; None if the run does not.
 
-
-def try_compile(make: Callable[[], Made], choice: Compile | bool, what: str, option: str) -> Made | None:
-    """Return what ``make`` compiles and tries out, or None and a warning if torch cannot compile it.
-
-    Args:
-        make: Compiles, and calls the code in every way that the run will.
-        choice: The option's value.
-        what: What is compiled, for messages.
-        option: The option's name, for messages.
+    It does not unless :func:`compiles` says so, nor, with a warning, where torch cannot compile ``what``.
 
     Raises:
         InputError: If it fails and the choice is ``on``.
         RuntimeError: torch's own, if memory runs out.
     """
+    if not compiles(choice, device, calls):
+        return None
+    say(f"compiling {what}: the first distillation step may be minutes away")
     try:
         return make()
     except (RuntimeError, InputError) as error:  # the compiler's errors are RuntimeErrors; others are bugs of ours
@@ -137,6 +104,6 @@ def try_compile(make: Callable[[], Made], choice: Compile | bool, what: str, opt
         line = (str(cause).strip().splitlines() or [""])[0]
         reason = f"torch.compile fails for {what} ({type(cause).__name__}: {line})"
         if compile_choice(choice) == "on":
-            raise InputError(f"compile is 'on', but {reason}; set {option}: off") from error
-        warnings.warn(f"{reason}: going on without; set {option}: off to try no more", stacklevel=2)
+            raise InputError(f"compile is 'on', but {reason}; set execution.compile: off") from error
+        warnings.warn(f"{reason}: going on without; set execution.compile: off to try no more", stacklevel=2)
         return None

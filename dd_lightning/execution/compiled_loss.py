@@ -6,24 +6,15 @@ from torch.func import grad, vmap
 
 from dd_lightning.execution.compile import compiled
 from dd_lightning.functional.errors import InputError
-from dd_lightning.functional.products import (
-    SECOND_ORDER,
-    DifferentiatedLoss,
-    Loss,
-    Order,
-    Products,
-    gradient_products,
-)
+from dd_lightning.functional.products import SECOND_ORDER, DifferentiatedLoss, Loss, Order, Products, gradient_products
 
 
 def compiled_loss(loss: Loss, order: Order = "forward_over_reverse") -> DifferentiatedLoss:
-    """Return the derivatives of a loss compiled, for each shape of batch at its first use.
-
-    They take the place of :func:`~dd_lightning.functional.products.differentiated` and differ by rounding.
+    """Return :func:`~dd_lightning.functional.products.differentiated` compiled, equal up to rounding.
 
     Args:
         loss: The loss; a pure function.
-        order: Of :func:`~dd_lightning.functional.products.gradient_products`; see :func:`compiled_order`.
+        order: See :func:`compiled_order`.
     """
     second = SECOND_ORDER[order]
 
@@ -51,9 +42,7 @@ def compiled_loss(loss: Loss, order: Order = "forward_over_reverse") -> Differen
 
 
 def compiled_order(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -> Order:
-    """Return the fastest order for :func:`compiled_loss` that is right for a network.
-
-    That is found by comparison with double backward in float64, at this point and with a random tangent.
+    """Return the fastest order for :func:`compiled_loss` that agrees with double backward in float64.
 
     Args:
         loss: The training loss, of any precision.
@@ -71,8 +60,8 @@ def compiled_order(loss: Loss, theta: Tensor, images: Tensor, targets: Tensor) -
     tangent = torch.randn(theta.shape, generator=generator, dtype=torch.float64).to(theta.device)
     point = (loss, theta, images, targets, tangent)
     exact = gradient_products(*point)
-    orders: tuple[Order, ...] = ("reverse_over_forward", "forward_over_reverse")  # the fastest one first
-    for order in orders:
+    order: Order
+    for order in ("reverse_over_forward", "forward_over_reverse"):  # the fastest one first
         found = gradient_products(*point, order=order)
         if all(torch.dist(a, b) <= 1e-8 * b.norm() for a, b in zip(found[:3], exact[:3], strict=True)):
             return order

@@ -17,14 +17,6 @@ class CostMeter:
     Args:
         device: Where distillation runs.
         seconds: What it took before, in an interrupted run.
-
-    Example:
-        >>> meter = CostMeter(torch.device("cpu"), seconds=100.0)
-        >>> meter.start()
-        >>> with meter.paused():
-        ...     paused_at = meter.seconds
-        >>> meter.seconds >= paused_at >= 100.0
-        True
     """
 
     def __init__(self, device: torch.device, seconds: float = 0.0) -> None:

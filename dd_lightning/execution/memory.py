@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,13 +26,7 @@ PROBE_SIZE = 2
 
 
 class MemoryPart(NamedTuple):
-    """One reason for which memory is held.
-
-    Attributes:
-        name: What it is, such as ``"student paths"``.
-        size: Bytes.
-        note: More about it, in a few words.
-    """
+    """A name such as ``"student paths"``, the bytes it holds, and a note of a few words."""
 
     name: str
     size: int
@@ -41,15 +35,11 @@ class MemoryPart(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What the peak of a distillation step consists of, in bytes of tensors.
+    """The peak of a distillation step, in bytes of tensors, by parts, and the options to change where memory runs out.
 
     What allocators lose between tensors and what kernels use inside comes on top: on a CPU 5 to 40 % for steps of half
     a GiB and more (``benchmarks/step_memory.py``), and up to as much again for smaller ones, because the C library
     keeps tensors below 32 MiB on its heap.
-
-    Attributes:
-        parts: Its reasons; they add up.
-        remedy: The options to change where memory runs out.
 
     Example:
         >>> estimate = MemoryEstimate((MemoryPart("real data", 2**29), MemoryPart("paths", 2**30, "3 candidates")))
@@ -62,7 +52,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The sum of all parts."""
+        """Bytes of all parts."""
         return sum(part.size for part in self.parts)
 
     def __str__(self) -> str:
@@ -84,21 +74,18 @@ def readable(size: int) -> str:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Tracks, while it is active, the bytes held by the tensors made since.
+    """Tracks the bytes held by the tensors made while it is active, backward passes included.
 
-    Forward, backward and double backward all pass here, operation by operation, so the peak is that of the computation
-    itself, independent of the allocator. What a kernel allocates inside is not seen.
-
-    Attributes:
-        trace: The bytes after every new allocation.
+    ``trace`` holds the bytes after every new allocation, independent of the allocator. What kernels allocate inside is
+    not seen.
 
     Example:
         >>> with LiveBytes() as live:
         ...     first = torch.ones(100)
         ...     del first
         ...     second = torch.ones(50).view(5, 10)
-        >>> live.trace, live.peak
-        ([400, 200], 400)
+        >>> live.trace
+        [400, 200]
     """
 
     def __init__(self) -> None:
@@ -106,16 +93,6 @@ class LiveBytes(TorchDispatchMode):
         self.trace: list[int] = []
         self._held = 0
         self._storages: dict[int, weakref.ref[Any]] = {}
-
-    def __enter__(self) -> Self:
-        """Begin to track."""
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    @property
-    def peak(self) -> int:
-        """The most bytes held at once."""
-        return max(self.trace, default=0)
 
     def __torch_dispatch__(
         self,
@@ -125,17 +102,14 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401  (torch's own signature)
         """Run an operation and count the storages that are new in its result."""
-        del types
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
                 self._follow(tensor.untyped_storage())
         return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._storages:
-            return
 
         def released(_: weakref.ref[Any]) -> None:
             del self._storages[key]
@@ -151,13 +125,8 @@ class LiveBytes(TorchDispatchMode):
 class MemoryModel:
     """Peak memory of a computation as a function of its numbers of images.
 
-    Attributes:
-        moments: (fixed, per image of the first kind, of the second kind, ...) in bytes, at each moment that can be the
-            peak. Every tensor grows linearly with the images, so every moment does.
-
-    Example:
-        >>> MemoryModel(frozenset({(100, 1), (0, 5)})).peak(10), MemoryModel(frozenset({(100, 1), (0, 5)})).peak(100)
-        (110, 500)
+    ``moments`` are (fixed, per image of the first kind, of the second kind, ...) in bytes, at moments that can be the
+    peak. Every tensor grows linearly with the images, so every moment does.
     """
 
     moments: frozenset[tuple[int, ...]]
@@ -174,8 +143,7 @@ def memory_model(run: Callable[..., object], kinds: int = 1) -> MemoryModel:
     """Measure what a computation needs by running it on a few images, on the CPU.
 
     It runs with two images of every kind, and again with one more of each kind in turn. The same operations in the same
-    order allocate the same tensors, so the differences give the growth of every moment: exactly, and the same on every
-    machine.
+    order allocate the same tensors, so the differences give the growth of every moment exactly.
 
     Args:
         run: Called with the number of images of each kind.
@@ -185,24 +153,23 @@ def memory_model(run: Callable[..., object], kinds: int = 1) -> MemoryModel:
         >>> memory_model(lambda n: torch.ones(100) + torch.ones(n, 100).sum(0)).peak(1000)
         400800
     """
-    counts = [PROBE_SIZE] * kinds
-    base = _trace(run, counts)
-    grown = [_trace(run, [count + (kind == k) for k, count in enumerate(counts)]) for kind in range(kinds)]
-    if any(len(trace) != len(base) for trace in grown):
+
+    def trace(grown: int | None = None) -> list[int]:
+        live = LiveBytes()
+        with live:
+            run(*(PROBE_SIZE + (kind == grown) for kind in range(kinds)))
+        return live.trace
+
+    base, grown = trace(), [trace(kind) for kind in range(kinds)]
+    if any(len(sizes) != len(base) for sizes in grown):
         # Other operations for another number of images: assume that everything grows with all of them.
-        slope = -(-max(max(trace) for trace in (base, *grown)) // PROBE_SIZE)
+        slope = -(-max(max(sizes) for sizes in (base, *grown)) // PROBE_SIZE)
         return MemoryModel(frozenset({(0, *[slope] * kinds)}))
     moments = set()
     for at_base, *at_grown in zip(base, *grown, strict=True):
         slopes = [value - at_base for value in at_grown]
         moments.add((at_base - PROBE_SIZE * sum(slopes), *slopes))
     return MemoryModel(frozenset(moments))
-
-
-def _trace(run: Callable[..., object], counts: Sequence[int]) -> list[int]:
-    with LiveBytes() as live:
-        run(*counts)
-    return live.trace
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -219,8 +186,8 @@ def explain_oom(doing: str, estimate: MemoryEstimate | None, remedy: str) -> Ite
     """Turn a failed allocation into one line.
 
     Args:
-        doing: What the memory was needed for, such as ``"scoring 3 candidates at step 7"``.
-        estimate: The estimate of a step, if there is one.
+        doing: What needed it, such as ``"scoring 3 candidates at step 7"``.
+        estimate: Of a step, if there is one.
         remedy: The options to change, such as ``"lower objective.batch_syn"``.
 
     Raises:

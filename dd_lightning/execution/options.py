@@ -1,21 +1,20 @@
 """How a run is computed: one switch, never part of a method."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dd_lightning.execution.compile import Compile, compile_choice
-from dd_lightning.execution.precision import Precision, precision_choice
-from dd_lightning.functional.errors import check_range
+from dd_lightning.execution.precision import Precision
+from dd_lightning.functional.errors import check_choice, check_range
 
 MicroBatch = int | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How networks are computed. Every choice gives the same mathematics; only rounding differs, more so in bfloat16.
+    """How networks are computed: always the same mathematics, up to rounding, which is coarse in bfloat16.
 
-    Set once for a run (``model.execution``). A part with an ``execution`` of its own uses that one instead: the
-    objective, the pool and the evaluation.
+    It holds for a run (``model.execution``), but for an objective, pool or evaluation with an ``execution`` of its own.
 
     Args:
         compile: Compile the derivatives that a run repeats. Compiling takes up to minutes before the first step.
@@ -44,7 +43,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compile", compile_choice(self.compile))
-        precision_choice(self.precision)
+        check_choice("precision", self.precision, get_args(Precision))
         if self.micro_batch != "auto":
             check_range("execution.micro_batch", self.micro_batch, low=1, hint="auto, or null for whole batches")
         check_range("execution.memory_gb", self.memory_gb, low=0, exclude_low=True, hint="GiB")

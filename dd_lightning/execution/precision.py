@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-from dd_lightning.functional.errors import InputError
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """What a network's layers compute in. ``tf32`` rounds the factors of products, on CUDA only."""
@@ -16,29 +14,12 @@ Parameters = Tensor | Sequence[Tensor]
 """Parameters of one network: the vector [P], or its parts in their own shapes."""
 
 
-def precision_choice(value: Precision) -> Precision:
-    """Return a precision.
-
-    Raises:
-        InputError: If it is unknown.
-    """
-    if value not in get_args(Precision):
-        raise InputError(f"precision is {value!r}; use one of {', '.join(get_args(Precision))}")
-    return value
-
-
 def in_precision(
     network: Callable[[Parameters, Tensor], Tensor], precision: Precision
 ) -> Callable[[Parameters, Tensor], Tensor]:
     """Return a network whose layers compute in bfloat16 and whose outputs are float32; itself in other precisions.
 
     Derivatives by its parameters and images have their precision.
-
-    Example:
-        >>> def twice(theta, images):
-        ...     return (theta * images).sum(1, keepdim=True)
-        >>> in_precision(twice, "bfloat16")(torch.tensor([1 / 3]), torch.ones(1, 1)).item()
-        0.333984375
     """
     if precision != "bfloat16":
         return network
@@ -52,10 +33,7 @@ def in_precision(
 
 @contextmanager
 def tensor_float(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Use TF32 for convolutions and matrix products on CUDA exactly if it is the precision.
-
-    torch's default is to use it for convolutions.
-    """
+    """Use TF32 for convolutions (torch's default) and matrix products on CUDA exactly if it is the precision."""
     if device.type != "cuda":
         yield
         return

@@ -4,12 +4,12 @@ The method is of Zhao and Bilen, "Dataset Condensation with Differentiable Siame
 https://arxiv.org/abs/2102.08259); operations and ranges are those of trajectory matching
 (`ParamDiffAug` in https://github.com/GeorgeCazenavette/mtt-distillation/blob/50dccea/utils.py#L499-L676).
 
-Drawing and applying are apart because one draw serves several times: for every candidate of a step, and again when the
-unrolled student is walked backwards. All backward passes are bit-reproducible on every device.
+One draw serves every candidate of a step, and the student's way back. All backward passes are bit-reproducible on every
+device.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,16 +33,16 @@ ROTATE = 15.0  # largest rotation of the sampling grid, either way, in degrees
 
 
 class AugmentationDraw(NamedTuple):
-    """Everything random about one augmentation, so that it can be replayed.
+    """Everything random about one augmentation.
 
     Attributes:
-        operation: One of ``color``, ``crop``, ``cutout``, ``flip``, ``scale``, ``rotate``, or ``none``.
-        values: ``[n, k]`` float32 parameters, with ``n`` the batch size, or 1 if all samples share them. The columns
-            are, by operation: brightness shift, saturation factor and contrast factor; row and column shift; row and
-            column of the hole's center; 1 to flip, else 0; width and height factor; angle in radians.
+        operation: One of `OPERATIONS`, or ``none``.
+        values: ``[n, k]`` float32, with n the batch size, or 1 if all samples share them. The columns are, by
+            operation: brightness shift, saturation and contrast factor; row and column shift; row and column of the
+            hole's center; 1 to flip, else 0; width and height factor; angle in radians.
         size: ``(H, W)`` of the images.
-        extent: What the host must know, as (rows, columns): the hole's size for ``cutout``, the radius of the
-            backward's gather window for ``scale`` and ``rotate``, (0, 0) for the others.
+        extent: (rows, columns) that the host must know: the hole of ``cutout``, the radius of the backward's gather
+            window for ``scale`` and ``rotate``, (0, 0) for the others.
     """
 
     operation: str
@@ -51,38 +51,31 @@ class AugmentationDraw(NamedTuple):
     extent: tuple[int, int]
 
     def part(self, first: int, last: int) -> "AugmentationDraw":
-        """Return the draw of the samples ``first`` up to ``last``, exclusive; a shared draw is that of any samples."""
+        """Return the draw of the samples ``first`` up to ``last``, exclusive."""
         return self if len(self.values) == 1 else self._replace(values=self.values[first:last])
 
 
 @dataclass(frozen=True)
 class DSA:
-    """The augmentation policy: which operations there are. Ranges are the module's constants.
+    """Which operations there are; their ranges are the module's constants.
 
     Args:
-        strategy: Operations to choose among, joined by underscores, each at most once; ``none`` leaves images alone.
+        strategy: Operations to choose among, joined by underscores; ``none`` leaves images alone.
 
     Raises:
         InputError: If the strategy names an unknown operation or one twice.
-
-    Example:
-        >>> policy = DSA(strategy="crop_flip")
-        >>> draw = policy.draw(torch.Generator().manual_seed(0), batch=4, size=(8, 8))
-        >>> draw.operation, tuple(draw.values.shape)
-        ('crop', (4, 2))
     """
 
     strategy: str = "color_crop_cutout_flip_scale_rotate"
 
     def __post_init__(self) -> None:
-        operations = self.operations
-        for operation in operations:
+        for operation in self.operations:
             if operation not in OPERATIONS:
                 raise InputError(
                     f"augmentation strategy {self.strategy!r} names {operation!r}, which is none of "
                     f"{', '.join(OPERATIONS)}: join some of these with underscores, or use 'none'"
                 )
-        if len(set(operations)) != len(operations):
+        if len(set(self.operations)) != len(self.operations):
             raise InputError(
                 f"augmentation strategy {self.strategy!r} names an operation twice: name each at most once"
             )
@@ -97,50 +90,38 @@ class DSA:
     ) -> AugmentationDraw:
         """Draw one operation, uniformly, and its parameters, independently for each sample.
 
-        Draws are made on the generator's device. The host must know which operation it is, so a generator on an
-        accelerator costs one synchronization per call.
-
         Args:
-            generator: Source of all randomness; it is advanced, unless the strategy is ``none``.
+            generator: Draws on its own device (an accelerator synchronizes once, for the host must know the
+                operation); advanced unless the strategy is ``none``.
             batch: Number of samples.
             size: ``(H, W)`` of the images.
-            siamese: Draw one set of parameters for all samples. Trajectory matching does not (the reference's seed
-                of -1 switches sharing off); gradient matching shares between real and synthetic images.
-
-        Returns:
-            The draw, for `augment`.
+            siamese: Draw one set of parameters for all samples: gradient matching does, between real and synthetic
+                images; trajectory matching does not (the reference's seed of -1).
 
         Raises:
             InputError: If the batch is empty or an axis is shorter than 2 pixels.
         """
-        operations = self.operations
         operation = IDENTITY
-        if operations:
-            choice = torch.randint(len(operations), (1,), generator=generator, device=generator.device)
-            operation = operations[int(choice)]
+        if self.operations:
+            choice = torch.randint(len(self.operations), (1,), generator=generator, device=generator.device)
+            operation = self.operations[int(choice)]
         return self.draw_operation(operation, generator, batch, size, siamese)
 
     def draw_operation(
         self, operation: str, generator: torch.Generator, batch: int, size: tuple[int, int], siamese: bool = False
     ) -> AugmentationDraw:
-        """Draw the parameters of one operation, whether or not the strategy names it, as :meth:`draw` does.
-
-        Example:
-            >>> DSA().draw_operation("crop", torch.Generator().manual_seed(0), batch=4, size=(8, 8), siamese=True)
-            AugmentationDraw(operation='crop', values=tensor([[ 1., -1.]]), size=(8, 8), extent=(0, 0))
-        """
+        """Draw the parameters of one operation, whether or not the strategy names it, as :meth:`draw` does."""
         check_range("augmentation batch", batch, 1)
         check_range("augmentation size", min(size), 2, hint="pixels along each axis")
-        samples = 1 if siamese else batch
+        samples, device = 1 if siamese else batch, generator.device
 
         def uniform(columns: int) -> Tensor:
             # float32 whatever the images are: both precisions then see the very same numbers.
-            return torch.rand(samples, columns, generator=generator, device=generator.device, dtype=torch.float32)
+            return torch.rand(samples, columns, generator=generator, device=device, dtype=torch.float32)
 
         def integers(limits: Sequence[tuple[int, int]]) -> Tensor:
             columns = [
-                torch.randint(low, high + 1, (samples,), generator=generator, device=generator.device)
-                for low, high in limits
+                torch.randint(low, high + 1, (samples,), generator=generator, device=device) for low, high in limits
             ]
             return torch.stack(columns, dim=1).to(torch.float32)
 
@@ -166,24 +147,20 @@ class DSA:
             values = (uniform(1) * 2 - 1) * largest
             extent = rotation_radius(largest, size)
         elif operation == IDENTITY:
-            values = torch.empty(samples, 0, dtype=torch.float32, device=generator.device)
+            values = torch.empty(samples, 0, dtype=torch.float32, device=device)
         else:
             raise ValueError(f"{operation!r} is no augmentation operation")
         return AugmentationDraw(operation, values, size, extent)
 
 
 def augment(images: Tensor, draw: AugmentationDraw) -> Tensor:
-    """Apply a draw to images: a pure function of its arguments, differentiable in the images.
+    """Apply a draw to images: a pure function of its arguments, with exact derivatives of any order, forward mode too.
 
-    The empty part of a shifted, cut, scaled or rotated image is 0 in the images' own space (normalized or whitened,
-    usually). Derivatives of any order, and forward mode, are exact.
+    The empty part of a shifted, cut, scaled or rotated image is 0 in the images' own space.
 
     Args:
-        images: ``[B, C, H, W]``, float32 or float64.
-        draw: From `DSA.draw`, for the same size and for the same number of samples (or siamese).
-
-    Returns:
-        ``[B, C, H, W]`` in the images' dtype, on their device.
+        images: ``[B, C, H, W]``, float32 or float64; so is the result.
+        draw: For the same size and number of samples (or siamese).
 
     Raises:
         InputError: If the draw was made for another image size or another number of samples.
@@ -193,7 +170,8 @@ def augment(images: Tensor, draw: AugmentationDraw) -> Tensor:
         >>> augment(torch.tensor([[[[1.0, 2.0, 3.0]]]]), draw)
         tensor([[[[2., 3., 0.]]]])
     """
-    if draw.operation == IDENTITY:
+    operation, extent = draw.operation, draw.extent
+    if operation == IDENTITY:
         return images
     size, samples = tuple(images.shape[-2:]), len(draw.values)
     if size != tuple(draw.size) or samples not in (1, len(images)):
@@ -202,20 +180,27 @@ def augment(images: Tensor, draw: AugmentationDraw) -> Tensor:
             "draw again"
         )
     values = draw.values.to(device=images.device, dtype=images.dtype)
-    return _APPLY[draw.operation](images, values, draw.extent)
+    if operation == "color":
+        return _color(images, values)
+    if operation == "crop":
+        return shift(images, values.to(torch.int64))
+    if operation == "cutout":
+        return images.masked_fill(_hole(images, values.to(torch.int64), extent), 0.0)
+    if operation == "flip":
+        return torch.where(values[:, :, None, None] > 0.5, images.flip(-1), images)
+    if operation == "scale":
+        return warp(images, torch.diag_embed(values), extent)
+    cosine, sine = values.cos(), values.sin()
+    return warp(images, torch.cat([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2), extent)
 
 
 def join_draws(
     draws: Sequence[AugmentationDraw], batches: Sequence[int]
 ) -> list[tuple[tuple[int, ...], AugmentationDraw]]:
-    """Join the draws of several batches, one for each operation, so that few calls of `augment` do them all.
+    """Join the draws of batches of these sizes by operation, so that few calls of `augment` do them all.
 
-    Args:
-        draws: One for each batch, all of one policy and image size.
-        batches: Their sizes.
-
-    Returns:
-        Positions of the batches that belong together, and the draw for their images, one batch after another.
+    All are of one policy and image size. Returns positions of batches that belong together, and the draw for their
+    images, one batch after another.
 
     Example:
         >>> draws = [AugmentationDraw("flip", torch.ones(n, 1), (2, 2), (0, 0)) for n in (2, 1)]
@@ -251,7 +236,7 @@ def _part(length: int, ratio: float) -> int:
     return int(length * ratio + 0.5)
 
 
-def _color(images: Tensor, values: Tensor, extent: tuple[int, int]) -> Tensor:
+def _color(images: Tensor, values: Tensor) -> Tensor:
     brightness, saturation, contrast = values[:, :, None, None, None].unbind(1)
     images = images + brightness
     gray = images.mean(dim=1, keepdim=True)
@@ -260,38 +245,10 @@ def _color(images: Tensor, values: Tensor, extent: tuple[int, int]) -> Tensor:
     return (images - level) * contrast + level
 
 
-def _crop(images: Tensor, values: Tensor, extent: tuple[int, int]) -> Tensor:
-    return shift(images, values.to(torch.int64))
-
-
-def _cutout(images: Tensor, values: Tensor, extent: tuple[int, int]) -> Tensor:
+def _hole(images: Tensor, centers: Tensor, sides: tuple[int, int]) -> Tensor:
     inside = []
-    for axis, side in enumerate(extent):
+    for axis, side in enumerate(sides):
         position = torch.arange(images.shape[2 + axis], device=images.device)
-        first = values[:, axis : axis + 1].to(torch.int64) - side // 2
+        first = centers[:, axis : axis + 1] - side // 2
         inside.append((position >= first) & (position < first + side))
-    hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return images.masked_fill(hole, 0.0)
-
-
-def _flip(images: Tensor, values: Tensor, extent: tuple[int, int]) -> Tensor:
-    return torch.where(values[:, :, None, None] > 0.5, images.flip(-1), images)
-
-
-def _scale(images: Tensor, values: Tensor, extent: tuple[int, int]) -> Tensor:
-    return warp(images, torch.diag_embed(values), extent)
-
-
-def _rotate(images: Tensor, values: Tensor, extent: tuple[int, int]) -> Tensor:
-    cosine, sine = values.cos(), values.sin()
-    return warp(images, torch.cat([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2), extent)
-
-
-_APPLY: dict[str, Callable[[Tensor, Tensor, tuple[int, int]], Tensor]] = {
-    "color": _color,
-    "crop": _crop,
-    "cutout": _cutout,
-    "flip": _flip,
-    "scale": _scale,
-    "rotate": _rotate,
-}
+    return inside[0][:, None, :, None] & inside[1][:, None, None, :]

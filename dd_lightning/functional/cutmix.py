@@ -1,11 +1,7 @@
 """CutMix: a box of each image is replaced by the same box of another, and the labels are mixed by area.
 
-The method is of Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features"
-(ICCV 2019, https://arxiv.org/abs/1905.04899); the box and the partners are drawn as in IDC (`rand_bbox` and
-`random_indices` in https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/utils.py).
-
-Mixed labels are logits whose softmax is the mixture. So `classification_loss` knows nothing of CutMix, and a stack of
-networks, only some of which mix at a step, has labels of one shape.
+The method is of Yun et al. (ICCV 2019, https://arxiv.org/abs/1905.04899); the box and the partners are drawn as in IDC
+(`rand_bbox`, `random_indices` in https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/utils.py).
 """
 
 import math
@@ -18,11 +14,11 @@ from dd_lightning.functional.errors import InputError, check_range
 
 
 class CutMixDraw(NamedTuple):
-    """Everything random about one CutMix, so that it can be replayed.
+    """Everything random about one CutMix.
 
     Attributes:
         permutation: ``[B]`` int64; image i receives the box of image ``permutation[i]``.
-        box: (top, bottom, left, right) in pixels; bottom and right are exclusive. It may be empty.
+        box: (top, bottom, left, right) in pixels, bottom and right exclusive; may be empty.
         ratio: Share of an image's pixels that stay its own, from 0 to 1, with the box cut off at the border.
     """
 
@@ -32,34 +28,21 @@ class CutMixDraw(NamedTuple):
 
 
 def draw_cutmix(generator: torch.Generator, batch: int, size: tuple[int, int], probability: float) -> CutMixDraw | None:
-    """Draw whether to mix, with whom, and one box for the whole batch.
+    """Draw whether to mix (None: not), with whom, and one box for the whole batch.
 
     The share lambda that stays is uniform, Beta(1, 1), as in IDC. The box spans sqrt(1 - lambda) of each axis, rounded
-    down to whole pixels; its center is uniform over the pixels, and it reaches half of that span, rounded down, either
-    way (an odd span loses a pixel: the reference's rule). What lies outside the image is cut off.
-
-    The generator advances equally whether or not the images are mixed, so later draws do not depend on the
-    probability. An accelerator's generator costs a synchronization.
+    down; its center is uniform over the pixels, and it reaches half of that span, rounded down, either way (an odd span
+    loses a pixel: the reference's rule). What lies outside the image is cut off.
 
     Args:
-        generator: Source of all randomness; it is advanced.
+        generator: Advances equally whether or not the images are mixed, so that later draws do not depend on the
+            probability; an accelerator's synchronizes.
         batch: Number of samples B.
         size: ``(H, W)`` of the images.
         probability: Probability of mixing at all; 0.5 in IDC for CIFAR.
 
-    Returns:
-        The draw, for `cutmix`; None to leave the images alone.
-
     Raises:
         InputError: If the batch or an axis is empty, or the probability is out of range.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> draw = draw_cutmix(generator, batch=4, size=(8, 8), probability=1.0)
-        >>> draw.box, draw.ratio
-        ((1, 5, 5, 8), 0.8125)
-        >>> draw_cutmix(generator, batch=4, size=(8, 8), probability=0.0) is None
-        True
     """
     check_range("CutMix batch", batch, 1)
     check_range("CutMix size", min(size), 1)
@@ -84,7 +67,7 @@ def cutmix(images: Tensor, targets: Tensor, draw: CutMixDraw, num_classes: int) 
     """Paste the box of each image's partner into it and mix their labels: a pure function.
 
     `classification_loss` of the mixed labels is ``ratio`` times its value for the images' own labels plus
-    ``1 - ratio`` times its value for their partners'.
+    ``1 - ratio`` times its value for their partners'. It need not know of CutMix: a mixture is the softmax of logits.
 
     Args:
         images: ``[B, C, H, W]``.
@@ -93,18 +76,10 @@ def cutmix(images: Tensor, targets: Tensor, draw: CutMixDraw, num_classes: int) 
         num_classes: Number of classes.
 
     Returns:
-        The images, and label logits ``[B, classes]``: the logarithm of the mixture, hence -inf for a class of
-        probability 0. Logits made of indices have the images' dtype.
+        The images, and label logits ``[B, classes]``: the logarithm of the mixture, hence -inf for probability 0.
 
     Raises:
         InputError: If the draw was made for another batch or image size, or the logits have other classes.
-
-    Example:
-        >>> images = torch.tensor([[[[1.0, 1.0]]], [[[2.0, 2.0]]]])
-        >>> draw = CutMixDraw(torch.tensor([1, 0]), box=(0, 1, 1, 2), ratio=0.5)
-        >>> mixed, labels = cutmix(images, torch.tensor([0, 2]), draw, num_classes=3)
-        >>> mixed.flatten(1).tolist(), labels.softmax(1).tolist()
-        ([[1.0, 2.0], [2.0, 1.0]], [[0.5, 0.0, 0.5], [0.5, 0.0, 0.5]])
     """
     size = (images.shape[-2], images.shape[-1])
     if len(draw.permutation) != len(images):
@@ -124,19 +99,10 @@ def cutmix(images: Tensor, targets: Tensor, draw: CutMixDraw, num_classes: int) 
 def label_logits(targets: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Return label logits ``[B, classes]``, whose softmax is the target distribution.
 
-    Args:
-        targets: Class indices, ``[B]``, which become 0 for the class and -inf for all others; or label logits,
-            ``[B, classes]``, returned as they are.
-        num_classes: Number of classes.
-        dtype: Of logits made of indices.
+    Class indices ``[B]`` become 0 for the class and -inf for all others, in ``dtype``.
 
     Raises:
         InputError: If the logits have another number of classes.
-
-    Example:
-        >>> label_logits(torch.tensor([1, 0]), num_classes=2, dtype=torch.float32)
-        tensor([[-inf, 0.],
-                [0., -inf]])
     """
     if targets.is_floating_point():
         if targets.shape[-1] != num_classes:

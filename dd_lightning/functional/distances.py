@@ -10,8 +10,7 @@ from dd_lightning.functional.errors import InputError
 
 Metric = Literal["mse", "l1", "l1_mean", "cos"]
 
-_COS_EPS = 1e-6
-"""Added to the product of norms in the cosine, the value of both DC and IDC."""
+_COS_EPS = 1e-6  # added to the product of norms in the cosine, the value of both DC and IDC
 
 
 def tensor_distance(synthetic: Tensor, real: Tensor, metric: Metric) -> Tensor:
@@ -26,11 +25,6 @@ def tensor_distance(synthetic: Tensor, real: Tensor, metric: Metric) -> Tensor:
       distance 1 and the derivative 0.
 
     NOTE: For vectors the published code takes each number for a row, which makes the cosine a comparison of signs.
-
-    Args:
-        synthetic: Any shape.
-        real: The same shape.
-        metric: One of the four.
 
     Example:
         >>> a, b = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
@@ -53,21 +47,15 @@ def tensor_distance(synthetic: Tensor, real: Tensor, metric: Metric) -> Tensor:
 
 
 def gradient_distance(synthetic: Sequence[Tensor], real: Sequence[Tensor], metric: Metric) -> Tensor:
-    """Return the sum over layers of :func:`tensor_distance`, a scalar: D of gradient matching.
-
-    Args:
-        synthetic: Gradient of each layer that is compared.
-        real: The same for the real batch.
-        metric: The distance.
-    """
+    """Return the sum of :func:`tensor_distance` over the gradients of layers, a scalar: D of gradient matching."""
     return torch.stack([tensor_distance(a, b, metric) for a, b in zip(synthetic, real, strict=True)]).sum()
 
 
 def compared_layers(shapes: Sequence[Sequence[int]], include_classifier: bool, include_bias: bool) -> tuple[int, ...]:
-    """Return which parameters gradient matching compares: convolutions, and more where asked for.
+    """Return which parameters gradient matching compares.
 
-    What is neither a matrix nor a vector is compared: convolutions, and the gains and shifts that layer norm has for
-    each pixel, as in DC and IDC.
+    What is neither a matrix nor a vector always is: convolutions, and the gains and shifts that layer norm has for each
+    pixel, as in DC and IDC.
 
     Args:
         shapes: Shapes of a network's parameters.
@@ -81,39 +69,26 @@ def compared_layers(shapes: Sequence[Sequence[int]], include_classifier: bool, i
         >>> compared_layers([(8, 3, 3, 3), (8,), (10, 32), (10,)], include_classifier=True, include_bias=False)
         (0, 2)
     """
-    smallest = 1 if include_bias else 2
-    chosen = [
-        index
-        for index, shape in enumerate(shapes)
-        if len(shape) >= smallest and (len(shape) != 2 or include_classifier)
-    ]
+    wanted = {1: include_bias, 2: include_classifier}
+    chosen = tuple(index for index, shape in enumerate(shapes) if wanted.get(len(shape), len(shape) > 0))
     if not chosen:
         raise InputError(
             f"none of the network's {len(shapes)} parameters is a convolution, so there is nothing to compare; "
             "set include_classifier: true"
         )
-    return tuple(chosen)
+    return chosen
 
 
 def step_per_iteration(lr: float, momentum: float, num_classes: int) -> tuple[float, float]:
     """Return the (lr, momentum) of one step per iteration that equals stepping once per class.
 
-    The gradient-matching references step SGD over the whole image tensor after each class, so that the momentum of a
-    class keeps moving its images during the other classes' turns. As a class's loss depends on its own images only,
-    C such steps make up one step with lr' = lr (1 - mu^C) / (1 - mu) and mu' = mu^C.
+    The gradient-matching references step SGD over the whole image tensor after each of the C classes, so that the
+    momentum mu, in [0, 1), of a class keeps moving its images during the other classes' turns. As a class's loss
+    depends on its own images only, C such steps make up one with lr' = lr (1 - mu^C) / (1 - mu) and mu' = mu^C.
 
     NOTE: The equality holds at the times at which gradients are taken. In between, that is wherever the images are read
     or clamped at the end of an iteration, classes of the reference are at different stages of coasting, and differ
     by at most lr |v| mu / (1 - mu), v being a class's momentum buffer.
-
-    Args:
-        lr: Learning rate of the steps per class.
-        momentum: mu, in [0, 1).
-        num_classes: C.
-
-    Example:
-        >>> step_per_iteration(0.005, 0.5, 2)
-        (0.0075, 0.25)
     """
     joint = momentum**num_classes
     return lr * (1 - joint) / (1 - momentum), joint

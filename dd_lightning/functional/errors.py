@@ -1,6 +1,7 @@
 """What goes wrong, by kind: a person reads one line and knows the option, its value, the limit and the fix."""
 
 import math
+from collections.abc import Collection
 
 
 class DistillationError(Exception):
@@ -19,6 +20,12 @@ class OutOfMemoryError(DistillationError, RuntimeError):
     """An allocation failed."""
 
 
+def check_choice(option: str, value: object, choices: Collection[str]) -> None:
+    """Raise `InputError` if the value of an option is none of the choices."""
+    if value not in choices:
+        raise InputError(f"{option} is {value!r}; use one of {', '.join(choices)}")
+
+
 def check_range(
     option: str,
     value: float | None,
@@ -31,14 +38,7 @@ def check_range(
 ) -> None:
     """Refuse a number outside a range, or one that is not finite; None, an option left out, passes.
 
-    Args:
-        option: Name of the option.
-        value: What it was given.
-        low: Least value.
-        high: Greatest value.
-        exclude_low: ``value`` must lie above ``low``.
-        exclude_high: ``value`` must lie below ``high``.
-        hint: What to use instead, such as a usual value.
+    Limits belong to the range unless they are excluded; the hint says what to use instead, such as a usual value.
 
     Raises:
         InputError: If it lies outside.

@@ -1,10 +1,7 @@
 """Lloyd's k-means on the points' device, and the points that represent its clusters.
 
 DREAM (Liu et al., ICCV 2023, https://arxiv.org/abs/2302.14416) matches gradients of the real images nearest to the
-centers of clusters in feature space. Its usual size is 5000 points of 2048 features in 128 clusters.
-
-Cluster sums add in the same order in every run. Accelerators multiply by a one-hot matrix, because `index_add` adds
-with atomics there; a host adds a cluster's points in order, in a tenth of the time.
+centers of clusters in feature space; its usual size is 5000 points of 2048 features in 128 clusters.
 """
 
 import math
@@ -15,20 +12,13 @@ from torch import Tensor
 
 from dd_lightning.functional.errors import InputError, check_range
 
-MAX_ITERATIONS = 100
-TOLERANCE = 1e-4
-"""Stop after so many moves of the centroids, or once their squared movements (in squared units of the points) sum to no
-more than this: both as in DREAM's implementation."""
+# Both as in DREAM's implementation.
+MAX_ITERATIONS = 100  # moves of the centroids
+TOLERANCE = 1e-4  # stop once their squared movements, in squared units of the points, sum to no more than this
 
 
 class Clustering(NamedTuple):
-    """What k-means found.
-
-    Attributes:
-        centroids: ``[k, d]`` in the points' dtype, on their device.
-        assignments: ``[n]`` int64, the nearest centroid of each point, the first of several.
-        iterations: How often the centroids moved.
-    """
+    """Centroids ``[k, d]``, each point's nearest, the first of several (``[n]`` int64), and how often they moved."""
 
     centroids: Tensor
     assignments: Tensor
@@ -39,32 +29,20 @@ def kmeans(points: Tensor, clusters: int, generator: torch.Generator) -> Cluster
     """Cluster points by Lloyd's algorithm, starting at k of them drawn uniformly.
 
     A cluster that loses all its points gets the point farthest from its own centroid, as in scikit-learn, but never
-    the last point of another cluster. So with at least k distinct points no cluster ends up empty; with fewer, some
+    the last point of another cluster: with at least k distinct points no cluster ends up empty; with fewer, some
     centroids coincide or have no points. Points are distinct if their squared distance exceeds the rounding of their
     squared norms: center them first. Memory beyond the points is a few times n * k numbers.
 
-    Note:
-        DREAM's implementation (fast_pytorch_kmeans) draws the start with replacement, so two clusters can begin at
-        one point, and moves the centroid of an empty cluster to the origin.
+    NOTE: DREAM's implementation (fast_pytorch_kmeans) draws the start with replacement, so two clusters can begin at
+    one point, and moves the centroid of an empty cluster to the origin.
 
     Args:
         points: ``[n, d]``, float32 or float64, without a graph.
         clusters: k, from 1 to n.
-        generator: Source of the start: the first k of a permutation of the points, drawn on the generator's device. A
-            host generator gives the same start on every device.
-
-    Returns:
-        The clustering. If it stopped before nothing moved, the assignments are those to the returned centroids, which
-        are then not exactly the means of their clusters.
+        generator: Draws the start, the first k of a permutation of the points: a host generator the same everywhere.
 
     Raises:
         InputError: If there are more clusters than points, or points that are not finite.
-
-    Example:
-        >>> points = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
-        >>> found = kmeans(points, 2, torch.Generator().manual_seed(0))
-        >>> sorted(found.centroids.flatten().tolist())
-        [0.5, 10.5]
     """
     check_range("k-means clusters", clusters, 1, len(points), hint="there must be a point for each")
     if not bool(points.isfinite().all()):
@@ -98,16 +76,14 @@ def representatives(points: Tensor, clusters: int, generator: torch.Generator, p
     """Cluster points about their mean, and return those nearest to the center of their own cluster.
 
     A cluster with too few members is filled, after all others have chosen theirs, with the nearest points that nobody
-    chose. So the indices are always distinct, and always as many as asked for.
+    chose, so the indices are distinct.
 
-    Note:
-        DREAM takes the nearest of all points, member or not, so one image can represent two clusters and appear twice
-        in a batch.
+    NOTE: DREAM takes the nearest of all points, member or not, so one image can appear twice in a batch.
 
     Args:
         points: ``[n, d]``, float32 or float64.
         clusters: k, at least 1.
-        generator: As for `kmeans`.
+        generator: Draws the start, see `kmeans`.
         per_cluster: Points to take from each cluster; 1 in DREAM.
 
     Returns:
@@ -115,11 +91,6 @@ def representatives(points: Tensor, clusters: int, generator: torch.Generator, p
 
     Raises:
         InputError: If that is more indices than there are points, or points are not finite.
-
-    Example:
-        >>> points = torch.tensor([[0.0], [1.0], [5.0], [100.0], [103.0], [104.0]])
-        >>> sorted(representatives(points, 2, torch.Generator().manual_seed(0)).tolist())
-        [1, 4]
     """
     check_range("k-means per_cluster", per_cluster, 1)
     check_range("k-means clusters times per_cluster", clusters * per_cluster, 1, len(points), hint="images to take")
@@ -157,7 +128,7 @@ def _sums(points: Tensor, assignments: Tensor, clusters: int) -> tuple[Tensor, T
     """Return the sums of the points of each cluster, ``[k, d]``, and how many there are, ``[k, 1]``."""
     members = _one_hot(assignments, clusters).to(points.dtype)
     counts = members.sum(0)[:, None]
-    if points.device.type == "cpu":
+    if points.device.type == "cpu":  # in order, in a tenth of the time; accelerators would add with atomics
         return points.new_zeros(clusters, points.shape[1]).index_add_(0, assignments, points), counts
     return members.T @ points, counts
 
@@ -169,8 +140,8 @@ def _one_hot(assignments: Tensor, clusters: int) -> Tensor:
 def _repair(points: Tensor, centroids: Tensor, assignments: Tensor) -> tuple[Tensor, Tensor]:
     """Return the empty clusters and a point for each: ``[e]`` and ``[e]`` int64.
 
-    The points are the farthest from their own centroids, but never the last one of a cluster, nor one at its centroid.
-    If those are fewer than the empty clusters, only the first clusters are returned.
+    The points are the farthest from their own centroids, but never the last one of a cluster, nor one at its centroid;
+    if they are fewer than the empty clusters, only the first clusters are returned.
     """
     counts = _one_hot(assignments, len(centroids)).sum(0).tolist()
     empty = [cluster for cluster, count in enumerate(counts) if count == 0]

@@ -5,11 +5,9 @@ from torch.nn import functional as F  # noqa: N812  (the ecosystem's name for it
 
 
 def classification_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy, a scalar.
+    """Return the mean cross-entropy of logits [B, C], a scalar.
 
-    Args:
-        logits: [B, C].
-        targets: Class indices, [B]; or label logits, [B, C], whose softmax is the target distribution (DATM).
+    Targets are class indices, [B], or label logits, [B, C], whose softmax is the target distribution (DATM).
     """
     if targets.is_floating_point():
         targets = targets.softmax(dim=1)

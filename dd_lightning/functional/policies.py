@@ -1,21 +1,21 @@
 """Augmentation policies: which operations of DSA one call draws, and applying several draws in turn.
 
-Two are published. Trajectory matching and DSA draw one operation of the strategy per call; IDC (Kim et al., "Dataset
-Condensation via Efficient Synthetic-Data Parameterization", ICML 2022, https://arxiv.org/abs/2205.14959) applies nearly
-all of them (`DiffAug` in https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/augment.py).
-Operations and ranges are those of `DSA` in both. For an oblong image IDC's rotation has a slightly different aspect
-ratio, which is not followed.
+Two are published: trajectory matching and DSA draw one operation of the strategy per call; IDC (Kim et al., ICML 2022,
+https://arxiv.org/abs/2205.14959) applies nearly all of them (`DiffAug` in
+https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/ceac95a/misc/augment.py). Operations and ranges are
+those of `DSA` in both; for oblong images IDC's rotation has a slightly different aspect ratio, which is not followed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dd_lightning.functional.augment import DSA, IDENTITY, AugmentationDraw, augment, most_memory_intensive
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import check_choice
 
 PolicyName = Literal["dsa", "idc"]
 
@@ -27,7 +27,7 @@ class AugmentationPolicy:
     """A strategy, and how much of it one call applies.
 
     Args:
-        strategy: Operations joined by underscores, each at most once; ``none`` leaves images alone.
+        strategy: As for `DSA`.
         name: ``dsa``: one operation of the strategy per call, uniformly. ``idc``: at every call flip, color, one of
             crop, scale and rotate, and cutout, in this order, as far as the strategy names them.
 
@@ -36,8 +36,7 @@ class AugmentationPolicy:
 
     Example:
         >>> policy = AugmentationPolicy("color_crop_cutout_flip", name="idc")
-        >>> draws = policy.draw(torch.Generator().manual_seed(0), batch=4, size=(8, 8))
-        >>> [draw.operation for draw in draws]
+        >>> [draw.operation for draw in policy.draw(torch.Generator(), batch=4, size=(8, 8))]
         ['flip', 'color', 'crop', 'cutout']
     """
 
@@ -46,8 +45,7 @@ class AugmentationPolicy:
     _dsa: DSA = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(PolicyName):
-            raise InputError(f"augmentation policy is {self.name!r}; use one of {', '.join(get_args(PolicyName))}")
+        check_choice("augmentation policy", self.name, get_args(PolicyName))
         object.__setattr__(self, "_dsa", DSA(self.strategy))
 
     def most_memory_intensive(self) -> "AugmentationPolicy":
@@ -67,20 +65,14 @@ class AugmentationPolicy:
     def draw(
         self, generator: torch.Generator, batch: int, size: tuple[int, int], siamese: bool = False
     ) -> tuple[AugmentationDraw, ...]:
-        """Draw what one call applies, and the parameters of each operation, independently for each sample.
-
-        A choice between operations is made once for the whole batch.
+        """Draw what one call applies, in order, as :meth:`DSA.draw` does; operations are chosen once for the batch.
 
         Args:
-            generator: Source of all randomness. The policy ``dsa`` takes from it what `DSA.draw` takes. The host must
-                know a chosen operation: one synchronization, if the generator is an accelerator's.
+            generator: Source of all randomness.
             batch: Number of samples.
             size: ``(H, W)`` of the images.
             siamese: Draw one set of parameters for all samples, as IDC does to match real with synthetic images, but
                 not to train a network.
-
-        Returns:
-            The draws in order, for `augment_in_turn`; none for ``idc`` with strategy ``none``.
 
         Raises:
             InputError: If the batch is empty or an axis is shorter than 2 pixels.
@@ -98,25 +90,5 @@ class AugmentationPolicy:
 
 
 def augment_in_turn(images: Tensor, draws: Sequence[AugmentationDraw]) -> Tensor:
-    """Apply draws one after another: a pure function, differentiable in the images.
-
-    Args:
-        images: ``[B, C, H, W]``, float32 or float64.
-        draws: From `AugmentationPolicy.draw`.
-
-    Returns:
-        ``[B, C, H, W]``, dtype and device unchanged; the very tensor given if there is nothing to apply.
-
-    Raises:
-        InputError: If a draw was made for another image size or number of samples.
-
-    Example:
-        >>> flip = AugmentationDraw("flip", torch.tensor([[1.0]]), size=(2, 2), extent=(0, 0))
-        >>> crop = AugmentationDraw("crop", torch.tensor([[0.0, 1.0]]), size=(2, 2), extent=(0, 0))
-        >>> augment_in_turn(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), [flip, crop])
-        tensor([[[[1., 0.],
-                  [3., 0.]]]])
-    """
-    for draw in draws:
-        images = augment(images, draw)
-    return images
+    """`augment` images ``[B, C, H, W]`` by one draw after another; an `InputError` if one was made for other images."""
+    return reduce(augment, draws, images)

@@ -1,6 +1,7 @@
 """First- and second-order derivatives of a training loss: the primitive of every matching method."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -19,9 +20,9 @@ Order = Literal["reverse_over_reverse", "forward_over_reverse", "reverse_over_fo
 * ``"reverse_over_reverse"``, double backward, is the fastest in eager mode (``benchmarks/step_cost.py``). Never put it
   under ``vmap``, where it is silently wrong for affine instance, batch and layer norm.
 * ``"forward_over_reverse"`` is jvp(grad), which torch.compile and vmap accept.
-* ``"reverse_over_forward"`` is grad(jvp), the gradient of the slope a . g. It has the fewest convolutions, since g
-  itself is never formed, and is the fastest when compiled. torch's own formulas make it silently wrong for batch and
-  layer norm: :func:`~dd_lightning.execution.compiled_loss.compiled_order` finds out.
+* ``"reverse_over_forward"`` is grad(jvp), the gradient of the slope a . g. It never forms g, and is the fastest when
+  compiled, but torch makes it silently wrong for batch and layer norm:
+  :func:`~dd_lightning.execution.compiled_loss.compiled_order` finds out.
 """
 
 
@@ -30,8 +31,8 @@ class Products(NamedTuple):
 
     Attributes:
         slope: a . g, the derivative of the loss along the tangent, a scalar.
-        hessian: H a, the derivative of (a . g) by theta, [P].
-        images: The mixed product, the derivative of (a . g) by the images, shaped like them.
+        hessian: H a, [P].
+        images: The derivative of (a . g) by the images (the mixed product), shaped like them.
         targets: The derivative of (a . g) by the targets, shaped like them; None unless it was asked for.
     """
 
@@ -42,13 +43,7 @@ class Products(NamedTuple):
 
 
 class DifferentiatedLoss(NamedTuple):
-    """The derivatives of a training loss that a student's unroll and its adjoint need, eager or compiled.
-
-    Attributes:
-        gradient: :func:`gradient` of the loss: (theta, images, targets) -> [P].
-        gradients: :func:`gradients` of the loss: (thetas, images, targets) -> [M, P].
-        products: :func:`gradient_products` of the loss: (theta, images, targets, tangent, wrt_targets) -> Products.
-    """
+    """:func:`gradient`, :func:`gradients` and :func:`gradient_products` of one training loss, eager or compiled."""
 
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
     gradients: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -58,11 +53,7 @@ class DifferentiatedLoss(NamedTuple):
 def differentiated(loss: Loss, order: Order = "reverse_over_reverse") -> DifferentiatedLoss:
     """Return the eager derivatives of a loss, those of second order evaluated in ``order``."""
     return DifferentiatedLoss(
-        lambda theta, images, targets: gradient(loss, theta, images, targets),
-        lambda thetas, images, targets: gradients(loss, thetas, images, targets),
-        lambda theta, images, targets, tangent, wrt_targets: gradient_products(
-            loss, theta, images, targets, tangent, wrt_targets, order
-        ),
+        partial(gradient, loss), partial(gradients, loss), partial(gradient_products, loss, order=order)
     )
 
 
@@ -90,8 +81,6 @@ def gradient_products(
 ) -> Products:
     """Return H a and d(a . g)/d(images) at one point, in the memory of one training step.
 
-    Trajectory matching uses both products at every inner step; gradient matching needs only the mixed one.
-
     Args:
         loss: The training loss.
         theta: Parameters, [P].
@@ -113,14 +102,13 @@ def gradient_products(
 def partial_gradients(
     loss: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """Return the derivatives of ``loss`` by some of a network's parameters.
+    """Return the derivatives of ``loss``, a scalar function of a network's parameters, by some of them.
 
-    Where gradients are enabled, the derivatives can be differentiated again: ``torch.autograd.grad(derivatives, images,
-    a)`` is the mixed product d(a . g)/d(images) of :func:`gradient_products`, without the work for the parameters that
-    are not wanted: neither their gradients nor the Hessian-vector product by theta.
+    Where gradients are enabled, ``torch.autograd.grad(derivatives, images, a)`` is the mixed product d(a . g)/d(images)
+    of :func:`gradient_products`, without the work for the other parameters and without the Hessian-vector product.
 
     Args:
-        loss: Takes the parameters and returns a scalar.
+        loss: Takes the parameters.
         parts: The parameters, each in its own shape; read only.
         wanted: Which of them to differentiate by.
 
@@ -130,12 +118,7 @@ def partial_gradients(
         >>> g.item(), torch.autograd.grad(g, x, torch.tensor(10.0))[0].item()
         (12.0, 60.0)
     """
-
-    def twice(full: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        value = loss(full)
-        return value, value
-
-    return partial_gradients_and_other(twice, parts, wanted)[0]
+    return partial_gradients_and_other(lambda full: (loss(full), ()), parts, wanted)[0]
 
 
 def partial_gradients_and_other(

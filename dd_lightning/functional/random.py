@@ -11,21 +11,14 @@ def step_generator(
 ) -> torch.Generator:
     """Return a fresh generator whose state depends on nothing but the arguments.
 
-    A run that is killed and resumed asks for the same (seed, step, stream) again and gets the same numbers, so no
-    random state has to be stored, and one stream cannot disturb another.
+    So no random state has to be stored for a resumed run, and one stream cannot disturb another.
 
     Args:
         seed: The run's seed.
         step: The counter within the stream, usually the distillation step.
         stream: What the draws are for, such as ``"candidates"`` or ``"augment"``.
         rank: Offset for processes that must differ from one another.
-        device: Where the draws are made. Left out, they are made on the host, and so are the same on every device.
-
-    Example:
-        >>> a = torch.rand(2, generator=step_generator(0, 7, "augment"))
-        >>> b = torch.rand(2, generator=step_generator(0, 7, "augment"))
-        >>> bool((a == b).all())
-        True
+        device: Where the draws are made; the host by default, whose draws are the same whatever the run's device.
     """
     key = f"{seed}/{step}/{stream}/{rank}".encode()
     mixed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
@@ -34,13 +27,7 @@ def step_generator(
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where a run is, and the only source of its randomness.
-
-    Attributes:
-        seed: The run's seed.
-        step: The distillation step t.
-        rank: Process rank under data parallelism, where each process draws its own.
-    """
+    """Where a run is, the distillation step t, and the only source of its randomness; each process draws its own."""
 
     seed: int
     step: int

@@ -56,12 +56,7 @@ def selection_probabilities(
 
 
 def sample_index(probabilities: Tensor, generator: torch.Generator) -> int:
-    """Draw one index with the given probabilities [M], by inversion of one uniform number.
-
-    Example:
-        >>> sample_index(torch.tensor([0.0, 1.0, 0.0]), torch.Generator().manual_seed(0))
-        1
-    """
+    """Draw one index with the given probabilities [M], by inversion of one uniform number."""
     uniform = torch.rand((), dtype=torch.float64, generator=generator, device=generator.device)
     cumulative = probabilities.double().cumsum(0)
     threshold = uniform.to(cumulative.device) * cumulative[-1]
@@ -69,11 +64,6 @@ def sample_index(probabilities: Tensor, generator: torch.Generator) -> int:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Return -sum p log p in nats; its exponential is the effective number of candidates.
-
-    Example:
-        >>> round(float(entropy(torch.full((3,), 1 / 3)).exp()), 6)
-        3.0
-    """
+    """Return -sum p log p of [M] in nats; its exponential is the effective number of candidates."""
     total: Tensor = torch.special.entr(probabilities).sum()
     return total

@@ -9,17 +9,12 @@ from torch import Tensor
 from dd_lightning.functional.augment import AugmentationDraw, augment, join_draws
 from dd_lightning.functional.products import DifferentiatedLoss
 
+# Most bytes of several batches that are augmented together. The way back needs up to thirty times as much.
 AUGMENTED_TOGETHER = 2 * 2**20
-"""Most bytes of several batches that are augmented together. The way back needs up to thirty times as much."""
 
 
 class InnerStep(NamedTuple):
-    """The random draws of one student step, kept so that the adjoint can replay it.
-
-    Attributes:
-        indices: Rows of the synthetic set that form the batch, [b], each at most once.
-        augmentation: The batch's augmentation.
-    """
+    """One student step: the rows of the synthetic set in its batch, [b], each at most once, and their augmentation."""
 
     indices: Tensor
     augmentation: AugmentationDraw
@@ -39,13 +34,7 @@ class InnerStep(NamedTuple):
 
 
 class Adjoint(NamedTuple):
-    """Gradients of a function of theta_N by what the unroll depends on.
-
-    Attributes:
-        images: Shaped like the images.
-        lr: Scalar.
-        targets: Shaped like the targets; None unless asked for.
-    """
+    """Gradients of a function of theta_N by what the unroll depends on, each in its shape; targets if asked for."""
 
     images: Tensor
     lr: Tensor
@@ -53,16 +42,11 @@ class Adjoint(NamedTuple):
 
 
 def permuted_batches(size: int, batch: int | None, steps: int, generator: torch.Generator) -> list[Tensor]:
-    """Return the index batches of ``steps`` student steps, each [<= batch].
+    """Return the index batches of ``steps`` student steps, each [<= batch], from ``size`` images.
 
     A permutation of the whole set is cut into batches which are used from the last to the first, then a new one is
-    drawn: with a remainder, the short batch comes first, as in the MTT reference.
-
-    Args:
-        size: Number of synthetic images.
-        batch: ``batch_syn``; None or anything above ``size`` is the whole set.
-        steps: Number of batches.
-        generator: Source of the permutations.
+    drawn: with a remainder, the short batch comes first, as in the MTT reference. None, or a batch above ``size``, is
+    the whole set.
     """
     batches: list[Tensor] = []
     waiting: list[Tensor] = []
@@ -102,8 +86,7 @@ def unroll(
         micro_batch: The most images of a batch that pass through a network at once; None is all of them. Pieces need
             the memory of one piece and are exact where an image's loss does not depend on the others of its batch: not
             for batch norm.
-        vectorized: Take each step with all students at once, by ``vmap``, rather than with one after another: equal up
-            to rounding, in the memory of M steps.
+        vectorized: Take each step with all students at once, by ``vmap``: equal up to rounding, in M times the memory.
 
     Returns:
         M paths of N + 1 vectors [P].
@@ -114,12 +97,11 @@ def unroll(
         paths = [list(theta.new_empty(len(steps) + 1, len(theta)).unbind()) for theta in thetas]
         for path, theta in zip(paths, thetas, strict=True):
             path[0].copy_(theta)
-        together = torch.stack(list(thetas)) if vectorized else None
-        following = together
+        together = following = torch.stack(list(thetas)) if vectorized else torch.empty(0)
         for block in _blocks(steps, micro_batch, images):
             for piece, batch in zip(block, _AugmentedBlock(images, block, graph=False).batches(), strict=True):
                 rate, labels = lr * piece.share, targets[piece.indices]
-                if together is not None and following is not None:
+                if vectorized:
                     following = following - rate * loss.gradients(together, batch, labels)
                     if piece.last:
                         together = following
@@ -153,18 +135,16 @@ def unroll_adjoint(
         dL/dx_i += -lr d(a . g_i)/dx_i
         a       <- a - lr H_i a
 
-    All three are sums over images, so that pieces of a batch add up to the whole, as in :func:`unroll`.
-
     Args:
         loss: The student's training loss.
         path: One of the paths that :func:`unroll` returned, N + 1 tensors [P].
-        lr: The learning rate it was run with.
-        images: The synthetic images, [n, ch, H, W].
-        targets: Their labels or label logits.
+        lr: A scalar tensor.
+        images: [n, ch, H, W].
+        targets: [n] or [n, C].
         steps: The same N steps.
         cotangent: dL/dtheta_N, [P].
         wrt_targets: Also return the gradient by ``targets`` (logits).
-        micro_batch: As in :func:`unroll`.
+        micro_batch: The most images of a batch that pass at once.
     """
     by_images = torch.zeros_like(images)
     by_targets = torch.zeros_like(targets) if wrt_targets else None
@@ -191,13 +171,7 @@ def unroll_adjoint(
 
 
 def trajectory_loss(theta: Tensor, start: Tensor, target: Tensor) -> Tensor:
-    """Return ||theta - target||^2 / ||start - target||^2, a scalar; all arguments are [P].
-
-    Example:
-        >>> start, target = torch.zeros(2), torch.ones(2)
-        >>> trajectory_loss(start, start, target).item(), trajectory_loss(target, start, target).item()
-        (1.0, 0.0)
-    """
+    """Return ||theta - target||^2 / ||start - target||^2, a scalar; all arguments are [P]."""
     return (theta - target).square().sum() / (start - target).square().sum()
 
 
@@ -252,8 +226,8 @@ class _AugmentedBlock:
         """Return the gradients by each piece's images of functions with these gradients by its augmented images."""
         return self._apart(
             [
-                torch.autograd.grad(augmented, leaf, torch.cat([cotangents[i] for i in members]))[0]
-                for members, leaf, augmented in self._groups
+                torch.autograd.grad(out, leaf, torch.cat([cotangents[i] for i in at]))[0]
+                for at, leaf, out in self._groups
             ]
         )
 

@@ -1,39 +1,36 @@
 """Shifts and linear warps of images whose derivatives of every order are gathers, hence bit-reproducible anywhere.
 
-The backward that torch gives `grid_sample` adds with atomics on CUDA, in an order that changes from run to run. Here
-each map's backward is its transpose, written as reads.
+torch's own backward of `grid_sample` adds with atomics on CUDA, in an order that changes from run to run.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+_Map = Callable[[Tensor, Tensor], Tensor]
+
 
 def shift(images: Tensor, offsets: Tensor) -> Tensor:
-    """Shift images by whole pixels, filling with 0: output pixel q is input pixel q + offset.
+    """Shift images ``[B, C, H, W]`` by whole pixels, filling with 0: output pixel q is input pixel q + offset.
 
-    Args:
-        images: ``[B, C, H, W]``.
-        offsets: ``[n, 2]`` int64, rows and columns, with ``n`` either B or 1.
+    Offsets are ``[n, 2]`` int64, rows and columns, with n either B or 1.
     """
-    shifted: Tensor = _Shift.apply(images, offsets)
+    shifted: Tensor = _Linear.apply(images, offsets, _shifted, _shifted_back)
     return shifted
 
 
-def warp(images: Tensor, matrices: Tensor, radius: tuple[int, int], transposed: bool = False) -> Tensor:
-    """Sample images bilinearly at a linear map of the pixel grid, 0 outside, or apply the transpose of that.
+def warp(images: Tensor, matrices: Tensor, radius: tuple[int, int]) -> Tensor:
+    """Sample images ``[B, C, H, W]`` bilinearly at a linear map of the pixel grid, 0 outside.
 
-    Args:
-        images: ``[B, C, H, W]``.
-        matrices: ``[n, 2, 2]`` with ``n`` either B or 1, acting on (x, y) in [-1, 1].
-        radius: Of the window, in rows and columns, from which the transpose gathers: see `scale_radius` and
-            `rotation_radius`.
-        transposed: Apply the transpose.
+    Matrices are ``[n, 2, 2]`` with n either B or 1, acting on (x, y) in [-1, 1]. The backward gathers from a window of
+    this radius in rows and columns, see `scale_radius` and `rotation_radius`.
     """
-    warped: Tensor = _Warp.apply(images, matrices, radius, transposed)
+    warped: Tensor = _Linear.apply(images, matrices, _resample, partial(_gather_transposed, radius=radius))
     return warped
 
 
@@ -49,19 +46,15 @@ def rotation_radius(angle: float, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _gather_radius(reach: float) -> int:
-    """Return the radius of a window of output pixels, around a rounded center, that holds all within reach.
-
-    An integer q with |q - c| < reach has |q - round(c)| < reach + 1/2.
-    """
+    """Return the radius around round(c) of all integers q with |q - c| < reach: |q - round(c)| < reach + 1/2."""
     slack = 1e-3  # room for the rounding of the draw, far above it
     return math.ceil(reach + slack - 0.5)
 
 
 def _rotated_reach(aspect: float, angle: float) -> float:
-    """Return the maximum of |cos t| + aspect |sin t| over |t| <= angle.
+    """Return how far, along one axis, an output pixel that samples within 1 pixel of p can be from p's preimage.
 
-    It is the half-width of a rotated 2 x 2 square: how far, along one axis, an output pixel that samples within 1
-    pixel of p can be from p's preimage.
+    That is the half-width of a rotated 2 x 2 square, the maximum of |cos t| + aspect |sin t| over |t| <= angle.
     """
     if math.atan(aspect) <= angle:
         return math.hypot(1.0, aspect)
@@ -69,16 +62,7 @@ def _rotated_reach(aspect: float, angle: float) -> float:
 
 
 def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Read images at integer positions, giving 0 outside.
-
-    Args:
-        images: ``[B, C, H, W]``.
-        rows: ``[n, ...]`` with ``n`` either B or 1.
-        columns: The same shape.
-
-    Returns:
-        ``[B, C, ...]``.
-    """
+    """Read ``images [B, C, H, W]`` at integer positions ``[n, ...]``, n either B or 1: ``[B, C, ...]``, 0 outside."""
     batch, channels, height, width = images.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
@@ -87,58 +71,40 @@ def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return read.masked_fill(~inside[:, None], 0.0)
 
 
-class _Shift(torch.autograd.Function):
-    """Zero-filled shift: output pixel q is input pixel q + offset. Its transpose is the shift by -offset."""
+class _Linear(torch.autograd.Function):
+    """A map that is linear in the images, given what it depends on, and its transpose: each is the other's backward."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(images: Tensor, offsets: Tensor) -> Tensor:
-        samples, (height, width) = offsets.shape[0], images.shape[-2:]
-        rows = torch.arange(height, device=images.device)[:, None] + offsets[:, 0, None, None]
-        columns = torch.arange(width, device=images.device) + offsets[:, 1, None, None]
-        return _pixels(images, rows.expand(samples, height, width), columns.expand(samples, height, width))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ANN401
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (offsets,) = ctx.saved_tensors
-        return shift(cotangent, -offsets), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # noqa: ANN401
-        (offsets,) = ctx.saved_tensors
-        return shift(tangent, offsets)
-
-
-class _Warp(torch.autograd.Function):
-    """Resampling under a linear map of the grid, or the transpose of that; each is the other's backward."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(images: Tensor, matrices: Tensor, radius: tuple[int, int], transposed: bool) -> Tensor:
-        return _gather_transposed(images, matrices, radius) if transposed else _resample(images, matrices)
+    def forward(images: Tensor, values: Tensor, forth: _Map, back: _Map) -> Tensor:
+        return forth(images, values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
-        _, matrices, ctx.radius, ctx.transposed = inputs
-        ctx.save_for_backward(matrices)
-        ctx.save_for_forward(matrices)
+        _, values, ctx.forth, ctx.back = inputs
+        ctx.save_for_backward(values)
+        ctx.save_for_forward(values)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
-        (matrices,) = ctx.saved_tensors
-        return warp(cotangent, matrices, ctx.radius, not ctx.transposed), None, None, None
+        return _Linear.apply(cotangent, *ctx.saved_tensors, ctx.back, ctx.forth), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # noqa: ANN401
-        (matrices,) = ctx.saved_tensors
-        return warp(tangent, matrices, ctx.radius, ctx.transposed)
+        moved: Tensor = _Linear.apply(tangent, *ctx.saved_tensors, ctx.forth, ctx.back)
+        return moved
+
+
+def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
+    samples, (height, width) = offsets.shape[0], images.shape[-2:]
+    rows = torch.arange(height, device=images.device)[:, None] + offsets[:, 0, None, None]
+    columns = torch.arange(width, device=images.device) + offsets[:, 1, None, None]
+    return _pixels(images, rows.expand(samples, height, width), columns.expand(samples, height, width))
+
+
+def _shifted_back(images: Tensor, offsets: Tensor) -> Tensor:
+    return _shifted(images, -offsets)
 
 
 def _resample(images: Tensor, matrices: Tensor) -> Tensor:
@@ -156,19 +122,16 @@ def _gather_transposed(cotangent: Tensor, matrices: Tensor, radius: tuple[int, i
     """
     height, width = cotangent.shape[-2:]
     device, dtype = cotangent.device, cotangent.dtype
-    # The matrices act on coordinates that run over [-1, 1] on both axes; in pixels, off-diagonals feel the
-    # aspect.
+    # The matrices act on coordinates that run over [-1, 1] on both axes; in pixels, off-diagonals feel the aspect.
     aspect = (width - 1) / (height - 1)
     xx, xy, yx, yy = (entry[:, None, None, None] for entry in matrices.flatten(1).unbind(1))
     xy, yx = xy * aspect, yx / aspect
     determinant = xx * yy - xy * yx
-
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
     p_y = torch.arange(height, device=device, dtype=dtype)[:, None] - middle_y
     p_x = torch.arange(width, device=device, dtype=dtype) - middle_x
     near_y = ((xx * p_y - yx * p_x) / determinant + middle_y).round().to(torch.int64)  # [n, 1, H, W]
     near_x = ((yy * p_x - xy * p_y) / determinant + middle_x).round().to(torch.int64)
-
     steps_y = torch.arange(-radius[0], radius[0] + 1, device=device)
     steps_x = torch.arange(-radius[1], radius[1] + 1, device=device)
     steps_y, steps_x = (steps.flatten()[:, None, None] for steps in torch.meshgrid(steps_y, steps_x, indexing="ij"))
@@ -176,5 +139,4 @@ def _gather_transposed(cotangent: Tensor, matrices: Tensor, radius: tuple[int, i
     q_y, q_x = rows.to(dtype) - middle_y, columns.to(dtype) - middle_x
     weight_y = (1 - (yx * q_x + yy * q_y - p_y).abs()).clamp(min=0)
     weight_x = (1 - (xx * q_x + xy * q_y - p_x).abs()).clamp(min=0)
-
     return (_pixels(cotangent, rows, columns) * (weight_y * weight_x)[:, None]).sum(dim=2)

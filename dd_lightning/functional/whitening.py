@@ -12,18 +12,11 @@ from torch import Tensor
 
 from dd_lightning.functional.errors import InputError, check_range
 
-# Rows converted to float64 at a time: 100 MB at 32 x 32 x 3 pixels.
-_CHUNK = 4096
+_CHUNK = 4096  # rows converted to float64 at a time: 100 MB at 32 x 32 x 3 pixels
 
 
 class ZCA(NamedTuple):
-    """A fitted whitening map, for images with D = C * H * W values.
-
-    Attributes:
-        mean: ``[D]`` mean of the training images.
-        whiten: ``[D, D]``, symmetric; multiplies a centered image.
-        unwhiten: ``[D, D]``, its inverse.
-    """
+    """A whitening map of D = C * H * W values: mean ``[D]``, symmetric matrix ``[D, D]`` and its inverse."""
 
     mean: Tensor
     whiten: Tensor
@@ -31,26 +24,14 @@ class ZCA(NamedTuple):
 
 
 def fit_zca(images: Tensor, eps: float = 0.1) -> ZCA:
-    """Fit the whitening map on training images.
-
-    Mean, covariance (unbiased) and eigenvectors are computed in float64, a chunk of images at a time: besides the
-    images it takes a few D x D matrices.
+    """Fit the map, in float32, on training images; all is computed in float64, with the unbiased covariance.
 
     Args:
         images: ``[N, C, H, W]`` in [0, 1].
-        eps: Added to every eigenvalue, inside the root, so that directions without variance do not blow up. The
-            default is the reference's.
-
-    Returns:
-        The map in float32, on the images' device.
+        eps: Added to every eigenvalue, so that directions without variance do not blow up; the reference's default.
 
     Raises:
         InputError: If there are fewer than two images, or ``eps`` is not positive.
-
-    Example:
-        >>> zca = fit_zca(torch.rand(8, 1, 2, 2, generator=torch.Generator().manual_seed(0)))
-        >>> bool(torch.allclose(zca.whiten @ zca.unwhiten, torch.eye(4), atol=1e-6))
-        True
     """
     check_range("number of ZCA images", len(images), 2)
     check_range("ZCA eps", eps, 0, exclude_low=True)
@@ -73,16 +54,7 @@ def fit_zca(images: Tensor, eps: float = 0.1) -> ZCA:
 
 
 def apply_zca(images: Tensor, zca: ZCA) -> Tensor:
-    """Whiten images.
-
-    Products are taken in float64, so they do not depend on whether float32 products may round to TF32.
-
-    Args:
-        images: ``[N, C, H, W]`` in [0, 1].
-        zca: From `fit_zca`; moved to the images' device.
-
-    Returns:
-        ``[N, C, H, W]``, float32.
+    """Whiten images ``[N, C, H, W]`` in [0, 1]: float32, by products in float64, which never round to TF32.
 
     Raises:
         InputError: If the map was fitted on images with another number of values.
@@ -93,18 +65,7 @@ def apply_zca(images: Tensor, zca: ZCA) -> Tensor:
 
 
 def invert_zca(images: Tensor, zca: ZCA) -> Tensor:
-    """Undo `apply_zca`.
-
-    Args:
-        images: ``[N, C, H, W]``, whitened.
-        zca: The map that whitened them; moved to the images' device.
-
-    Returns:
-        ``[N, C, H, W]``, float32, not clamped: a synthetic image can lie outside [0, 1].
-
-    Raises:
-        InputError: If the map was fitted on images with another number of values.
-    """
+    """Undo `apply_zca`: float32 ``[N, C, H, W]``, not clamped, as a synthetic image is not; errors as there."""
     mean, unwhiten = _on(images, zca.mean, zca.unwhiten)
     chunks = [(rows.to(torch.float64) @ unwhiten + mean).float() for rows in torch.split(images.flatten(1), _CHUNK)]
     return torch.cat(chunks).view(images.shape)

@@ -18,19 +18,6 @@ from dd_lightning.networks.vgg import VGG
 from dd_lightning.networks.zoo import ZooNetwork
 
 __all__ = [
-    "VGG",
-    "AlexNet",
-    "ConvNet",
-    "DenseNet",
-    "FunctionalNetwork",
-    "NetworkFactory",
-    "NetworkSpec",
-    "Parameters",
-    "ResNet",
-    "ZooNetwork",
-    "build_network",
-    "known_names",
-    "network_name",
-    "register_family",
-    "training_loss",
-]
+    "VGG", "AlexNet", "ConvNet", "DenseNet", "FunctionalNetwork", "NetworkFactory", "NetworkSpec", "Parameters",
+    "ResNet", "ZooNetwork", "build_network", "known_names", "network_name", "register_family", "training_loss",
+]  # fmt: skip

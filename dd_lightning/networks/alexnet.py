@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from dd_lightning.networks.common import ImageClassifier, check_numbers, check_pixels, margin
+from dd_lightning.networks.common import ImageClassifier, margin
 from dd_lightning.networks.registry import register_names
 
 # (channels, side of the kernel, whether pooling follows)
@@ -19,28 +19,16 @@ class AlexNet(ImageClassifier):
     NOTE: Images of 28 x 28 pixels get a padding of 4 in the first convolution, which makes them 32 x 32.
 
     Args:
-        channels: Channels of the images.
+        channels: Of the images; errors are those of `ImageClassifier`.
         num_classes: Number of logits.
-        image_size: ``(H, W)`` of the images; each of the three poolings halves both, rounding down.
-
-    Shape:
-        ``[B, channels, H, W]`` to ``[B, num_classes]``.
-
-    Raises:
-        InputError: If a number is below 1, or pooling leaves no pixel.
-
-    Example:
-        >>> AlexNet(channels=3, num_classes=10, image_size=(32, 32)).classifier
-        Linear(in_features=3072, out_features=10, bias=True)
+        image_size: ``(H, W)``; each of the three poolings halves both, rounding down.
     """
 
     def __init__(self, channels: int, num_classes: int, image_size: tuple[int, int]) -> None:
-        super().__init__()
-        check_numbers("AlexNet", image_size, channels=channels, num_classes=num_classes)
+        super().__init__(image_size, channels=channels, num_classes=num_classes)
         extra = margin(image_size)
         height, columns = ((side + 2 * extra) // 8 for side in image_size)
-        check_pixels("AlexNet", image_size, (height, columns), 8)
-
+        self.check_pixels(image_size, (height, columns), 8)
         layers: list[nn.Module] = []
         inputs = channels
         for outputs, kernel, pooled in _CONVOLUTIONS:

@@ -4,14 +4,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from dd_lightning.functional.errors import InputError
-from dd_lightning.networks.common import (
-    ImageClassifier,
-    check_choice,
-    check_numbers,
-    image_norm,
-    margin,
-)
+from dd_lightning.functional.errors import InputError, check_choice
+from dd_lightning.networks.common import ImageClassifier, image_norm, margin
 from dd_lightning.networks.registry import Suffix, register_names
 
 Norm = Literal["instance", "group", "batch", "layer", "none"]
@@ -30,25 +24,15 @@ class ConvNet(ImageClassifier):
     NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32.
 
     Args:
-        channels: Channels of the images.
+        channels: Of the images; errors are those of `ImageClassifier`.
         num_classes: Number of logits.
-        image_size: ``(H, W)`` of the images; each block with pooling halves both, rounding down.
+        image_size: ``(H, W)``; each block with pooling halves both, rounding down.
         depth: Number of blocks. The reference uses 3 at 32 pixels, 4 at 64 and 5 at 128.
         width: Channels of every convolution.
-        norm: ``instance`` is group normalization with as many groups as channels (no running statistics, affine);
-            ``group`` has 4 groups; ``layer`` normalizes over channels and pixels with one weight for each.
+        norm: ``group`` has 4 groups, ``instance`` as many as channels; ``layer`` normalizes over channels and pixels
+            with one weight for each.
         pooling: 2 x 2 pooling with stride 2, or none.
         activation: ReLU, sigmoid, or leaky ReLU with slope 0.01.
-
-    Shape:
-        ``[B, channels, H, W]`` to ``[B, num_classes]``.
-
-    Raises:
-        InputError: If an option is unknown, a number is below 1, pooling leaves no pixel, or 4 groups do not fit.
-
-    Example:
-        >>> ConvNet(channels=3, num_classes=10, image_size=(32, 32)).classifier
-        Linear(in_features=2048, out_features=10, bias=True)
     """
 
     def __init__(
@@ -62,14 +46,12 @@ class ConvNet(ImageClassifier):
         pooling: Pooling = "avg",
         activation: Activation = "relu",
     ) -> None:
-        super().__init__()
-        check_numbers("ConvNet", image_size, channels=channels, num_classes=num_classes, depth=depth, width=width)
-        check_choice("ConvNet", "norm", norm, get_args(Norm))
-        check_choice("ConvNet", "pooling", pooling, get_args(Pooling))
-        check_choice("ConvNet", "activation", activation, get_args(Activation))
+        super().__init__(image_size, channels=channels, num_classes=num_classes, depth=depth, width=width)
+        check_choice("ConvNet norm", norm, get_args(Norm))
+        check_choice("ConvNet pooling", pooling, get_args(Pooling))
+        check_choice("ConvNet activation", activation, get_args(Activation))
         if norm == "group" and width % 4:
             raise InputError(f"ConvNet width={width} cannot be split into 4 groups: use a multiple of 4")
-
         extra = margin(image_size)
         height, columns = (side + 2 * extra for side in image_size)
         deepest = min(height, columns).bit_length() - 1
@@ -82,29 +64,22 @@ class ConvNet(ImageClassifier):
         for block in range(depth):
             padding = 1 + extra if block == 0 else 1
             layers.append(nn.Conv2d(channels if block == 0 else width, width, kernel_size=3, padding=padding))
-            if norm != "none":
-                layers.append(_norm_layer(norm, width, height, columns))
-            layers.append(_activation_layer(activation))
+            if norm == "layer":
+                layers.append(nn.LayerNorm([width, height, columns]))
+            elif norm == "group":
+                layers.append(nn.GroupNorm(4, width))
+            elif norm != "none":
+                layers.append(image_norm(norm, width))
+            # Not in place: function transforms and stored intermediate results need the input.
+            if activation == "relu":
+                layers.append(nn.ReLU())
+            else:
+                layers.append(nn.Sigmoid() if activation == "sigmoid" else nn.LeakyReLU(0.01))
             if pooling != "none":
                 layers.append(nn.AvgPool2d(2, 2) if pooling == "avg" else nn.MaxPool2d(2, 2))
                 height, columns = height // 2, columns // 2
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * height * columns, num_classes)
-
-
-def _norm_layer(norm: Norm, width: int, height: int, columns: int) -> nn.Module:
-    if norm == "layer":
-        return nn.LayerNorm([width, height, columns])
-    if norm == "group":
-        return nn.GroupNorm(4, width)
-    return image_norm("batch" if norm == "batch" else "instance", width)
-
-
-def _activation_layer(activation: Activation) -> nn.Module:
-    # Not in place: function transforms and stored intermediate results need the input.
-    if activation == "relu":
-        return nn.ReLU()
-    return nn.Sigmoid() if activation == "sigmoid" else nn.LeakyReLU(0.01)
 
 
 register_names(

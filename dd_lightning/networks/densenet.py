@@ -1,19 +1,9 @@
 """The densely connected network for small images on which synthetic sets are evaluated."""
 
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 
-from dd_lightning.networks.common import (
-    IMAGE_NORMS,
-    ImageClassifier,
-    ImageNorm,
-    check_choice,
-    check_numbers,
-    check_pixels,
-    image_norm,
-)
+from dd_lightning.networks.common import IMAGE_NORMS, ImageClassifier, ImageNorm, image_norm
 from dd_lightning.networks.registry import Suffix, register_names
 
 _BLOCKS = (6, 12, 24, 16)
@@ -25,8 +15,7 @@ class DenseNet(ImageClassifier):
     A 3 x 3 convolution to twice ``growth`` channels without stride or pooling, dense blocks of 6, 12, 24 and 16
     layers, between them transitions that halve the channels and the maps, global average pooling and one linear
     layer. A layer is norm, ReLU, 1 x 1 convolution to four times ``growth`` channels, norm, ReLU and 3 x 3
-    convolution to ``growth``; its output goes in front of what it was given. Order and defaults are those of the
-    evaluation in IDC
+    convolution to ``growth``; its output goes in front of what it was given. Order and defaults are those of IDC
     (https://github.com/snu-mllab/Efficient-Dataset-Condensation/blob/086273c/models/densenet_cifar.py);
     initialization is torch's. With 3 x 32 x 32 images and 10 classes it has 1,000,618 parameters.
 
@@ -34,39 +23,20 @@ class DenseNet(ImageClassifier):
         32 and about seven times the parameters.
 
     Args:
-        channels: Channels of the images.
+        channels: Of the images; errors are those of `ImageClassifier`.
         num_classes: Number of logits.
-        image_size: ``(H, W)`` of the images; each of the three transitions halves both, rounding down.
+        image_size: ``(H, W)``; each of the three transitions halves both, rounding down.
         growth: Channels that a layer adds.
-        norm: ``instance`` is group normalization with as many groups as channels, affine.
-
-    Shape:
-        ``[B, channels, H, W]`` to ``[B, num_classes]``.
-
-    Raises:
-        InputError: If the norm is unknown, a number is below 1, or the last block has no pixel, or a single one
-            under instance norm.
-
-    Example:
-        >>> DenseNet(channels=3, num_classes=10, image_size=(32, 32)).classifier
-        Linear(in_features=384, out_features=10, bias=True)
+        norm: ``batch`` or ``instance``.
     """
 
     global_pooling = True
 
     def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        image_size: tuple[int, int],
-        growth: int = 12,
-        norm: ImageNorm = "batch",
+        self, channels: int, num_classes: int, image_size: tuple[int, int], growth: int = 12, norm: ImageNorm = "batch"
     ) -> None:
-        super().__init__()
-        check_numbers("DenseNet", image_size, channels=channels, num_classes=num_classes, growth=growth)
-        check_choice("DenseNet", "norm", norm, get_args(ImageNorm))
-        check_pixels("DenseNet", image_size, (image_size[0] // 8, image_size[1] // 8), 8, norm)
-
+        super().__init__(image_size, channels=channels, num_classes=num_classes, growth=growth)
+        self.check_pixels(image_size, (image_size[0] // 8, image_size[1] // 8), 8, norm)
         width = 2 * growth
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False)]
         for block, length in enumerate(_BLOCKS):
@@ -96,9 +66,5 @@ def _norm_and_conv(inputs: int, outputs: int, kernel: int, norm: ImageNorm) -> l
     return [image_norm(norm, inputs), nn.ReLU(), conv]
 
 
-register_names(
-    DenseNet,
-    "DenseNet-121[-G<growth>][-BN|IN]",
-    (Suffix("growth", "G12"), Suffix("norm", "BN", IMAGE_NORMS)),
-    depths=(121,),
-)
+_SUFFIXES = (Suffix("growth", "G12"), Suffix("norm", "BN", IMAGE_NORMS))
+register_names(DenseNet, "DenseNet-121[-G<growth>][-BN|IN]", _SUFFIXES, depths=(121,))

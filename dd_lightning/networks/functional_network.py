@@ -14,20 +14,18 @@ from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import Loss
 from dd_lightning.networks.registry import NetworkSpec, build_network, network_name
 
-RUNNING = ("running_mean", "running_var")
-"""What torch's batch norms call their running statistics."""
+RUNNING = ("running_mean", "running_var")  # what torch's batch norms call their running statistics
 
 
 class FunctionalNetwork:
-    """A network without weights of its own: call it with a flat parameter vector and images.
+    """A network without weights of its own: a pure function of a flat parameter vector ``[P]`` and images.
 
-    Expert checkpoints, the states of an unrolled student and their derivatives are then plain ``[P]``
-    vectors. The vector decides the precision: a float64 vector (with float64 images) gives a float64 network.
-    Calls work under `torch.func.grad`, `torch.func.jvp` and `torch.func.vmap`, and under plain autograd.
+    The vector decides the precision: float64 vector and images give a float64 network. Calls work under `torch.func`'s
+    ``grad``, ``jvp`` and ``vmap``, and plain autograd.
 
-    The function depends on nothing but its arguments. A call normalizes by the statistics of the batch where the
-    network has batch norm, as students and matching do. Networks that are trained and then tested carry running
-    statistics beside theta, a vector ``[S]`` that :meth:`training_pass` takes and returns and :meth:`test_pass` uses.
+    A call normalizes by the statistics of the batch where the network has batch norm, as students and matching do.
+    Networks that are trained and then tested carry running statistics beside theta, a vector ``[S]`` that
+    :meth:`training_pass` takes and returns and :meth:`test_pass` uses.
 
     NOTE: Modules are in evaluation mode, so dropout is off, and what a module writes into its other buffers during a
     call is dropped. Batch norm of ``momentum=None``, torch's cumulative average, has momentum 0.1 here.
@@ -39,16 +37,11 @@ class FunctionalNetwork:
 
     Attributes:
         name: The network's name (see `network_name`).
-        image_shape: As given.
-        num_classes: As given.
-        parameter_names: Names of the parameters, in the order in which the vector holds them.
-        parameter_shapes: Their shapes.
-        num_parameters: P, the length of the vector.
-        num_statistics: S, the running means and variances of all batch norms; 0 if there are none.
-        vmappable: Whether a batch of vectors can go through `torch.func.vmap`; False when the network has
-            buffers, since its code may write into them.
-        uses_batch_statistics: Whether what it computes of an image depends on the others of its batch, by batch
-            normalization: such a batch cannot be computed in pieces.
+        parameter_names: In the vector's order, like ``parameter_shapes``.
+        num_parameters: P.
+        num_statistics: S, the running means and variances of all batch norms.
+        vmappable: Whether vectors can go through `torch.func.vmap`: not where code may write into buffers.
+        uses_batch_statistics: Whether it has batch norm: a batch then cannot be computed in pieces.
 
     Raises:
         InputError: If the network cannot be built.
@@ -90,17 +83,9 @@ class FunctionalNetwork:
             self._body.classifier = nn.Identity()
 
     def __call__(self, theta: Parameters, images: Tensor) -> Tensor:
-        """Return the logits of the network whose parameters are ``theta``.
+        """Return the logits ``[B, num_classes]`` of images ``[B, C, H, W]``.
 
-        Args:
-            theta: ``[P]``, on the images' device and of their dtype; or its parts, as :meth:`split` gives them.
-            images: ``[B, C, H, W]``.
-
-        Returns:
-            ``[B, num_classes]``.
-
-        Raises:
-            InputError: If the vector is not ``[P]``.
+        Theta is ``[P]`` (else an `InputError`), on the images' device and of their dtype, or its parts.
         """
         return self._run(self._template, theta, images, {})
 
@@ -113,57 +98,28 @@ class FunctionalNetwork:
         """Return the logits, normalized by the batch, and the running statistics moved towards the batch's.
 
         They move as torch's do: by each norm's momentum (0.1 unless it says otherwise), with the unbiased variance.
-
-        Args:
-            theta: ``[P]``.
-            statistics: ``[S]``; or none at all, ``[0]``, which come back as they are.
-            images: ``[B, C, H, W]``.
-
-        Returns:
-            Logits ``[B, num_classes]``, and statistics ``[S]`` without a graph.
+        Logits are ``[B, num_classes]``, statistics ``[S]`` without a graph; none, ``[0]``, come back as they are.
         """
         collected = self._named(statistics, "collected")
         logits = self._run(self._template, theta, images, collected)
         return logits, torch.cat([statistics[:0], *collected.values()])
 
     def test_pass(self, theta: Parameters, statistics: Tensor, images: Tensor) -> Tensor:
-        """Return the logits ``[B, num_classes]``, normalized by running statistics ``[S]``: image by image.
-
-        Without any, ``[0]``, batch norm uses the statistics of the batch.
-        """
+        """Return the logits ``[B, num_classes]``, normalized by statistics ``[S]``; by the batch's if none."""
         return self._run(self._template, theta, images, self._named(statistics, "running"))
 
     def features(self, theta: Parameters, images: Tensor) -> Tensor:
-        """Return what the submodule named ``classifier`` would be given, flattened.
-
-        Args:
-            theta: ``[P]``, on the images' device and of their dtype; or its parts.
-            images: ``[B, C, H, W]``.
-
-        Returns:
-            ``[B, F]``.
-
-        Raises:
-            InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
-        """
+        """Return what the layer ``classifier`` is given, flattened to ``[B, F]``; an `InputError` if there is none."""
         return self._run(self.check_features(), theta, images, {}).flatten(1)
 
     def check_features(self) -> nn.Module:
-        """Return the network without its classifier.
-
-        Raises:
-            InputError: If it has no ``classifier``.
-        """
+        """Return the network without its ``classifier``; an `InputError` if it has none."""
         if self._body is None:
             raise InputError(f"network {self.name!r} has no features: name its last layer 'classifier'")
         return self._body
 
     def classify(self, theta: Parameters, features: Tensor) -> Tensor:
-        """Return the logits ``[B, num_classes]`` of features ``[B, F]``, as :meth:`features` gives them.
-
-        Raises:
-            InputError: If the network has no ``classifier``, or the vector is not ``[P]``.
-        """
+        """Return the logits ``[B, num_classes]`` of :meth:`features` ``[B, F]``; an `InputError` if there are none."""
         self.check_features()
         classifier, prefix = self._template.get_submodule("classifier"), "classifier."
 
@@ -182,11 +138,7 @@ class FunctionalNetwork:
         return twin
 
     def check_pieces(self, micro_batch: int | None, batch: int) -> None:
-        """Check that a batch may pass through the network in pieces of at most ``micro_batch`` images; None: whole.
-
-        Raises:
-            InputError: If batch norm needs the whole batch at once.
-        """
+        """Raise `InputError` if batch norm forbids pieces of at most ``micro_batch`` images of a batch; None: whole."""
         if micro_batch is not None and micro_batch < batch and self.uses_batch_statistics:
             raise InputError(
                 f"micro_batch is {micro_batch}, but network {self.name!r} has batch norm, which needs all {batch} "
@@ -194,55 +146,25 @@ class FunctionalNetwork:
             )
 
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
-        """Return the parameters as views into ``theta [P]``, in their own shapes, in the vector's order.
-
-        Derivatives by a few of them cost less than by the whole vector.
-
-        Raises:
-            InputError: If the vector is not ``[P]``.
-        """
+        """Return the parameters as views into ``theta [P]`` (else an `InputError`), in their own shapes, in order."""
         if tuple(theta.shape) != (self.num_parameters,):
             raise InputError(
                 f"network {self.name!r} needs a vector of {self.num_parameters} parameters, got one of shape "
                 f"{tuple(theta.shape)}: was it made for another network, image shape or number of classes?"
             )
-        # One split, not a slice each: its backward is one concatenation instead of a [P] vector for each
-        # parameter.
+        # One split, not a slice each: its backward is one concatenation instead of a [P] vector for each parameter.
         parts = torch.split(theta, self._lengths)
         return tuple(part.view(shape) for part, shape in zip(parts, self.parameter_shapes, strict=True))
 
     def initial(self, seed: int) -> Tensor:
-        """Return the parameters of a network built anew after seeding torch.
-
-        They are those that a construction after `torch.manual_seed(seed)` gives. It happens on the host,
-        so they are the same on every device, and the global random state is put back.
-
-        Args:
-            seed: The network's seed.
-
-        Returns:
-            ``[P]``, on the host.
-        """
+        """Return the parameters ``[P]``, on the host, of a network built after `torch.manual_seed`, which is undone."""
         return self.flatten(self._build(seed))
 
     def flatten(self, module: nn.Module) -> Tensor:
-        """Return a copy of a module's parameters as one vector, sharing no storage with the module.
-
-        Args:
-            module: A network built from the same spec.
-
-        Returns:
-            ``[P]``, detached, on the module's device and of its dtype.
+        """Return a copy ``[P]``, detached, of the parameters of a module that was built from the same spec.
 
         Raises:
             InputError: If names or shapes of the parameters differ from this network's.
-
-        Example:
-            >>> network = FunctionalNetwork("ConvNet-1-W8", image_shape=(1, 8, 8), num_classes=10)
-            >>> module = build_network("ConvNet-1-W8", channels=1, num_classes=10, image_size=(8, 8))
-            >>> images = torch.ones(2, 1, 8, 8)
-            >>> torch.equal(network(network.flatten(module), images), module(images))
-            True
         """
         named = dict(module.named_parameters())
         if tuple(named) != self.parameter_names:
@@ -257,11 +179,11 @@ class FunctionalNetwork:
                     f"the module's {name!r} has shape {tuple(parameter.shape)}, {self.name!r} needs {shape}: "
                     "build it for the same images and classes"
                 )
-        # Concatenation copies, even a single tensor, so later updates of the module do not reach the vector.
+        # Concatenation copies, even a single tensor.
         return torch.cat([parameter.detach().flatten() for parameter in named.values()])
 
     def to(self, device: torch.device | str) -> Self:
-        """Move what the network holds besides parameters, its buffers, to a device; return the network."""
+        """Move the network's buffers to a device; return the network."""
         self._template.to(device)
         if self._body is not None:
             self._body.to(device)
@@ -269,8 +191,7 @@ class FunctionalNetwork:
 
     def _build(self, seed: int) -> nn.Module:
         channels, height, width = self.image_shape
-        # Only the host's generator is forked and seeded: `torch.manual_seed` would reseed every accelerator,
-        # too.
+        # Only the host's generator is forked and seeded: `torch.manual_seed` would reseed every accelerator, too.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             return build_network(self._spec, channels, self.num_classes, (height, width))
@@ -320,9 +241,7 @@ def _collect(norm: Any, inputs: tuple[Tensor]) -> None:  # noqa: ANN401  (buffer
 def training_loss(network: FunctionalNetwork, precision: Precision = "float32") -> Loss:
     """Return the mean cross-entropy of a network as a function of (theta [P], images, targets).
 
-    Args:
-        network: The architecture.
-        precision: What its layers compute in; the cross-entropy stays in the parameters' own precision.
+    The layers compute in ``precision``; the cross-entropy stays in that of the parameters.
     """
     logits = in_precision(network, precision)
     return lambda theta, images, targets: classification_loss(logits(theta, images), targets)

@@ -21,41 +21,32 @@ NetworkSpec = str | NetworkFactory
 """What names a network: a name, an import path or a factory."""
 
 FamilyParser = Callable[[Sequence[str]], tuple[str, NetworkFactory]]
-"""Turns the name's parts after the family into the canonical name and the factory, or raises `InputError`."""
 
 
-class _Family(NamedTuple):
-    form: str
-    parse: FamilyParser
+_FAMILIES: dict[str, tuple[str, FamilyParser]] = {}  # forms and parsers
 
 
-_FAMILIES: dict[str, _Family] = {}
-
-
-def register_family(family: str, form: str) -> Callable[[FamilyParser], FamilyParser]:
-    """Register the decorated parser for all names that start with ``family``.
+def register_family(family: str, form: str, parse: FamilyParser) -> None:
+    """Register a parser for all names that start with ``family``.
 
     Args:
-        family: First part of the name, up to the first hyphen; or up to and with the first slash, for names whose
-            parts are separated by slashes.
+        family: First part of the name, up to the first hyphen; or up to and with the first slash.
         form: What a full name looks like, for messages.
+        parse: Turns the name's other parts into the canonical name and the factory, or raises `InputError`.
 
     Example:
-        >>> @register_family("Linear", form="Linear")
-        ... def parse(parts):
-        ...     return "Linear", lambda channels, num_classes, image_size: nn.Sequential(
-        ...         nn.Flatten(), nn.Linear(channels * image_size[0] * image_size[1], num_classes)
-        ...     )
+        >>> def linear(channels, num_classes, image_size):
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size[0] * image_size[1], num_classes))
+        >>> register_family("Linear", "Linear", lambda parts: ("Linear", linear))
         >>> build_network("Linear", channels=1, num_classes=10, image_size=(8, 8))[1]
         Linear(in_features=64, out_features=10, bias=True)
         >>> del _FAMILIES["Linear"]
     """
+    _FAMILIES[family] = (form, parse)
 
-    def register(parse: FamilyParser) -> FamilyParser:
-        _FAMILIES[family] = _Family(form, parse)
-        return parse
 
-    return register
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 class Suffix(NamedTuple):
@@ -75,13 +66,9 @@ class Suffix(NamedTuple):
         """Return the choice in its canonical form, or None if the part is about something else."""
         if part and part in self.words:
             return part
-        if not self.words and part[:1] == self.default[0] and is_count(part[1:]):
+        if not self.words and part[:1] == self.default[0] and _is_count(part[1:]):
             return f"{self.default[0]}{int(part[1:])}"
         return None
-
-    def value(self, word: str) -> Any:  # noqa: ANN401  (as the option is)
-        """Return what a canonical choice means."""
-        return self.words[word] if self.words else int(word[1:])
 
 
 def register_names(
@@ -94,23 +81,13 @@ def register_names(
         form: What a full name looks like, for messages.
         suffixes: What may be said, in the canonical order.
         depths: The depths that a name may give; none at all if empty, any if None.
-
-    Example:
-        >>> from dd_lightning.networks.registry import _FAMILIES
-        >>> class Net(nn.Identity): ...
-        >>> register_names(
-        ...     Net, "Net[-W<width>][-BN]", [Suffix("width", "W8"), Suffix("bn", "", {"": False, "BN": True})]
-        ... )
-        >>> name, factory = _FAMILIES.pop("Net").parse(["BN", "W064"])
-        >>> name, factory.keywords
-        ('Net-W64-BN', {'width': 64, 'bn': True})
     """
     family = network.__name__
 
     def parse(parts: Sequence[str]) -> tuple[str, NetworkFactory]:
         name, canonical, options = "-".join([family, *parts]), [family], dict[str, Any]()
         if depths is None or depths:
-            if not parts or not is_count(parts[0]):
+            if not parts or not _is_count(parts[0]):
                 raise InputError(f"network {name!r} has no depth: the form is {form}")
             depth, *parts = int(parts[0]), *parts[1:]
             if depths is not None and depth not in depths:
@@ -130,21 +107,16 @@ def register_names(
             said |= choice
         for suffix in suffixes:
             word = said.get(suffix.option, suffix.default)
-            options[suffix.option] = suffix.value(word)
+            options[suffix.option] = suffix.words[word] if suffix.words else int(word[1:])
             canonical += [word] * (word != suffix.default)
         return "-".join(canonical), partial(network, **options)
 
-    register_family(family, form)(parse)
-
-
-def is_count(text: str) -> bool:
-    """Tell whether a text is a number in decimal digits."""
-    return text.isascii() and text.isdigit()
+    register_family(family, form, parse)
 
 
 def known_names() -> tuple[str, ...]:
     """Return the forms of all known names, sorted."""
-    return tuple(sorted(family.form for family in _FAMILIES.values()))
+    return tuple(sorted(form for form, _ in _FAMILIES.values()))
 
 
 def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
@@ -158,11 +130,6 @@ def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size
 
     Raises:
         InputError: If the name is unknown, the path cannot be imported, or the factory returns no module.
-
-    Example:
-        >>> network = build_network("ConvNet-3-W32", channels=3, num_classes=10, image_size=(32, 32))
-        >>> sum(p.numel() for p in network.parameters())
-        24714
     """
     name, factory = _resolve(spec)
     network = factory(channels, num_classes, image_size)
@@ -172,12 +139,7 @@ def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size
 
 
 def network_name(spec: NetworkSpec) -> str:
-    """Return the name under which a network's results and stored experts are filed.
-
-    All names of a network give one: suffixes in a fixed order, defaults left out.
-
-    Args:
-        spec: As for `build_network`.
+    """Return the one name under which a network's results and stored experts are filed: options in order, no defaults.
 
     Raises:
         InputError: If the name is unknown or the path cannot be imported.
@@ -204,7 +166,7 @@ def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
             f"unknown network {spec!r}: use one of {', '.join(known_names())}, or the import path of a factory, "
             "package.module:function"
         )
-    return _FAMILIES[family].parse(parts)
+    return _FAMILIES[family][1](parts)
 
 
 def _factory_name(factory: Callable[..., nn.Module]) -> str:
@@ -217,7 +179,6 @@ def _factory_name(factory: Callable[..., nn.Module]) -> str:
 
 def _import_factory(path: str) -> tuple[str, NetworkFactory]:
     module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
-    canonical = f"{module_name}:{attribute}"
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -229,4 +190,4 @@ def _import_factory(path: str) -> tuple[str, NetworkFactory]:
             f"network {path!r} is a {type(factory).__name__}: it must be a function of "
             "(channels, num_classes, image_size)"
         )
-    return canonical, factory
+    return f"{module_name}:{attribute}", factory

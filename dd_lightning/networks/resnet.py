@@ -4,16 +4,8 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from dd_lightning.functional.errors import InputError
-from dd_lightning.networks.common import (
-    IMAGE_NORMS,
-    ImageClassifier,
-    ImageNorm,
-    check_choice,
-    check_numbers,
-    check_pixels,
-    image_norm,
-)
+from dd_lightning.functional.errors import InputError, check_choice
+from dd_lightning.networks.common import IMAGE_NORMS, ImageClassifier, ImageNorm, image_norm
 from dd_lightning.networks.registry import Suffix, register_names
 
 Downsampling = Literal["stride", "avg"]
@@ -36,25 +28,14 @@ class ResNet(ImageClassifier):
         initialization, which is torch's own. Its ResNet18_AP also leaves out the global pooling and is not here.
 
     Args:
-        channels: Channels of the images.
+        channels: Of the images; errors are those of `ImageClassifier`.
         num_classes: Number of logits.
-        image_size: ``(H, W)`` of the images.
+        image_size: ``(H, W)``.
         depth: 10 has one block in each stage, 18 has two.
         width: Channels of the first stage.
-        norm: ``instance`` is group normalization with as many groups as channels, affine.
+        norm: ``batch`` or ``instance``.
         downsampling: How a stage halves its maps: ``stride`` in its first convolutions, rounding up, or ``avg``,
             2 x 2 average pooling behind them, rounding down.
-
-    Shape:
-        ``[B, channels, H, W]`` to ``[B, num_classes]``.
-
-    Raises:
-        InputError: If an option is unknown, a number is below 1, or the last stage has no pixel, or a single one
-            under instance norm.
-
-    Example:
-        >>> ResNet(channels=3, num_classes=10, image_size=(32, 32)).classifier
-        Linear(in_features=256, out_features=10, bias=True)
     """
 
     global_pooling = True
@@ -69,15 +50,12 @@ class ResNet(ImageClassifier):
         norm: ImageNorm = "batch",
         downsampling: Downsampling = "stride",
     ) -> None:
-        super().__init__()
-        check_numbers("ResNet", image_size, channels=channels, num_classes=num_classes, width=width)
-        check_choice("ResNet", "norm", norm, get_args(ImageNorm))
-        check_choice("ResNet", "downsampling", downsampling, get_args(Downsampling))
+        super().__init__(image_size, channels=channels, num_classes=num_classes, width=width)
+        check_choice("ResNet downsampling", downsampling, get_args(Downsampling))
         if depth not in _BLOCKS:
             raise InputError(f"ResNet depth={depth} is unknown: use {' or '.join(map(str, _BLOCKS))}")
         height, columns = (side // 8 if downsampling == "avg" else -(-side // 8) for side in image_size)
-        check_pixels("ResNet", image_size, (height, columns), 8, norm)
-
+        self.check_pixels(image_size, (height, columns), 8, norm)
         layers: list[nn.Module] = [_conv(channels, width, 3), image_norm(norm, width), nn.ReLU()]
         inputs = width
         for stage in range(4):
@@ -100,14 +78,8 @@ class _BasicBlock(nn.Module):
         super().__init__()
         stride = 2 if halve == "stride" else 1
         pooling = [nn.AvgPool2d(2)] if halve == "avg" else []
-        self.residual = nn.Sequential(
-            _conv(inputs, outputs, 3, stride),
-            image_norm(norm, outputs),
-            nn.ReLU(),
-            *pooling,
-            _conv(outputs, outputs, 3),
-            image_norm(norm, outputs),
-        )
+        first = [_conv(inputs, outputs, 3, stride), image_norm(norm, outputs), nn.ReLU()]
+        self.residual = nn.Sequential(*first, *pooling, _conv(outputs, outputs, 3), image_norm(norm, outputs))
         self.shortcut = nn.Sequential()
         if halve is not None:
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), *pooling, image_norm(norm, outputs))
@@ -122,13 +94,9 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
-register_names(
-    ResNet,
-    "ResNet-10|18[-W<width>][-BN|IN][-AP]",
-    (
-        Suffix("width", "W32"),
-        Suffix("norm", "BN", IMAGE_NORMS),
-        Suffix("downsampling", "", {"": "stride", "AP": "avg"}),
-    ),
-    depths=_BLOCKS,
+_SUFFIXES = (
+    Suffix("width", "W32"),
+    Suffix("norm", "BN", IMAGE_NORMS),
+    Suffix("downsampling", "", {"": "stride", "AP": "avg"}),
 )
+register_names(ResNet, "ResNet-10|18[-W<width>][-BN|IN][-AP]", _SUFFIXES, depths=_BLOCKS)

@@ -1,19 +1,8 @@
 """VGG with one linear layer, for evaluation across architectures."""
 
-from typing import get_args
-
 from torch import nn
 
-from dd_lightning.networks.common import (
-    IMAGE_NORMS,
-    ImageClassifier,
-    ImageNorm,
-    check_choice,
-    check_numbers,
-    check_pixels,
-    image_norm,
-    margin,
-)
+from dd_lightning.networks.common import IMAGE_NORMS, ImageClassifier, ImageNorm, image_norm, margin
 from dd_lightning.networks.registry import Suffix, register_names
 
 _CONVOLUTIONS = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # channels before each pooling, in units of the width
@@ -29,21 +18,11 @@ class VGG(ImageClassifier):
     NOTE: Images of 28 x 28 pixels get a padding of 3 in the first convolution, which makes them 32 x 32.
 
     Args:
-        channels: Channels of the images.
+        channels: Of the images; errors are those of `ImageClassifier`.
         num_classes: Number of logits.
-        image_size: ``(H, W)`` of the images; each of the five poolings halves both, rounding down.
+        image_size: ``(H, W)``; each of the five poolings halves both, rounding down.
         width: Channels of the first convolution; the others have 2, 4 and 8 times as many.
-        norm: ``instance`` is group normalization with as many groups as channels, affine.
-
-    Shape:
-        ``[B, channels, H, W]`` to ``[B, num_classes]``.
-
-    Raises:
-        InputError: If the norm is unknown, a number is below 1, or pooling leaves no pixel.
-
-    Example:
-        >>> VGG(channels=3, num_classes=10, image_size=(32, 32)).classifier
-        Linear(in_features=512, out_features=10, bias=True)
+        norm: ``batch`` or ``instance``.
     """
 
     def __init__(
@@ -54,13 +33,10 @@ class VGG(ImageClassifier):
         width: int = 64,
         norm: ImageNorm = "instance",
     ) -> None:
-        super().__init__()
-        check_numbers("VGG", image_size, channels=channels, num_classes=num_classes, width=width)
-        check_choice("VGG", "norm", norm, get_args(ImageNorm))
+        super().__init__(image_size, channels=channels, num_classes=num_classes, width=width)
         extra = margin(image_size)
         height, columns = ((side + 2 * extra) // 2 ** len(_CONVOLUTIONS) for side in image_size)
-        check_pixels("VGG", image_size, (height, columns), 2 ** len(_CONVOLUTIONS))  # pooled last: no norm sees them
-
+        self.check_pixels(image_size, (height, columns), 2 ** len(_CONVOLUTIONS))  # pooled last: no norm sees them
         layers: list[nn.Module] = []
         inputs = channels
         for multiples in _CONVOLUTIONS:
@@ -74,6 +50,5 @@ class VGG(ImageClassifier):
         self.classifier = nn.Linear(inputs * height * columns, num_classes)
 
 
-register_names(
-    VGG, "VGG-11[-W<width>][-IN|BN]", (Suffix("width", "W64"), Suffix("norm", "IN", IMAGE_NORMS)), depths=(11,)
-)
+_SUFFIXES = (Suffix("width", "W64"), Suffix("norm", "IN", IMAGE_NORMS))
+register_names(VGG, "VGG-11[-W<width>][-IN|BN]", _SUFFIXES, depths=(11,))

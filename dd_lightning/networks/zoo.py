@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +15,6 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.networks.registry import NetworkFactory, register_family
 
 Result = TypeVar("Result")
-ModelBuilder = Callable[[int, int, tuple[int, int]], nn.Module]
-"""Builds a package's model from (channels, num_classes, image_size); it may leave the channels to `ZooNetwork`."""
 
 
 class ZooNetwork(nn.Module):
@@ -32,15 +29,12 @@ class ZooNetwork(nn.Module):
 
     Args:
         name: The network's name, for messages.
-        builder: Builds the model.
+        builder: Builds the model; it may ignore the channels.
         channels: Channels of the images.
         num_classes: Number of logits.
         image_size: ``(H, W)`` of the images.
         small: Replace a 7 x 7 convolution of stride 2 at the start by a 3 x 3 one of stride 1, without the max pooling
             behind it.
-
-    Shape:
-        ``[B, channels, H, W]`` to ``[B, num_classes]``.
 
     Raises:
         InputError: If the model does not take images of this size, end in a linear layer, or start as ``small`` needs.
@@ -49,7 +43,7 @@ class ZooNetwork(nn.Module):
     def __init__(
         self,
         name: str,
-        builder: ModelBuilder,
+        builder: NetworkFactory,
         channels: int,
         num_classes: int,
         image_size: tuple[int, int],
@@ -117,22 +111,16 @@ def _last_linear(name: str, model: nn.Module, num_classes: int) -> tuple[str, nn
 
 
 def _shrink_stem(name: str, model: nn.Module) -> None:
-    leaves = [(path, module) for path, module in model.named_modules() if not any(True for _ in module.children())]
-    start = next((index for index, (_, module) in enumerate(leaves) if isinstance(module, nn.Conv2d)), len(leaves))
-    pooling = next(
-        (leaf for leaf in leaves[start + 1 :] if isinstance(leaf[1], nn.MaxPool2d | nn.Conv2d | nn.Linear)), None
-    )
-    conv = leaves[start][1] if start < len(leaves) else None
-    if (
-        not isinstance(conv, nn.Conv2d)
-        or (conv.kernel_size, conv.stride) != ((7, 7), (2, 2))
-        or pooling is None
-        or not isinstance(pooling[1], nn.MaxPool2d)
-    ):
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.Linear)
+    layers = iter([(path, module) for path, module in model.named_modules() if isinstance(module, kinds)])
+    conv = next((module for _, module in layers if isinstance(module, nn.Conv2d)), None)
+    path, pooling = next(layers, ("", None))  # what follows it
+    wide = conv is not None and (conv.kernel_size, conv.stride) == ((7, 7), (2, 2))
+    if conv is None or not wide or not isinstance(pooling, nn.MaxPool2d):
         raise InputError(
             f"network {name!r} does not start with a 7 x 7 convolution of stride 2 and a max pooling: leave out /small"
         )
-    model.set_submodule(pooling[0], nn.Identity())
+    model.set_submodule(path, nn.Identity())
     _renew(conv, conv.in_channels, 3)
     conv.kernel_size, conv.stride, conv.padding = (3, 3), (1, 1), (1, 1)
 
@@ -153,7 +141,7 @@ def _renew(conv: nn.Conv2d, channels: int, kernel: int) -> None:
     conv.weight = nn.Parameter(new.normal_(std=deviation))
 
 
-def _torchvision_builder(name: str, model: str) -> ModelBuilder:
+def _torchvision_builder(name: str, model: str) -> NetworkFactory:
     models = importlib.import_module("torchvision.models")  # here, since it takes as long as all else together
     _check_known(name, model, models.list_models(module=models), "torchvision.models")
 
@@ -174,9 +162,9 @@ def _torchvision_builder(name: str, model: str) -> ModelBuilder:
     return build
 
 
-def _timm_builder(name: str, model: str) -> ModelBuilder:
+def _timm_builder(name: str, model: str) -> NetworkFactory:
     try:
-        timm: ModuleType = importlib.import_module("timm")
+        timm = importlib.import_module("timm")
     except ImportError as error:
         raise InputError(f"network {name!r} needs a package that is not installed: pip install timm") from error
     _check_known(name, model, timm.list_models(), "timm")
@@ -200,11 +188,11 @@ def _check_known(name: str, model: str, known: Sequence[str], package: str) -> N
         raise InputError(f"network {name!r} names the unknown model {model!r}: {hint}")
 
 
-def _parse(package: str, find: Callable[[str, str], ModelBuilder], parts: Sequence[str]) -> tuple[str, NetworkFactory]:
+def _parse(package: str, get: Callable[[str, str], NetworkFactory], parts: Sequence[str]) -> tuple[str, NetworkFactory]:
     name = "/".join([package, *parts])
     if len(parts) > 2 or parts[1:] not in ([], ["small"]):
         raise InputError(f"network {name!r} is not understood: the form is {package}/<model>[/small]")
-    builder = find(name, parts[0])
+    builder = get(name, parts[0])
 
     def build(channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
         return ZooNetwork(name, builder, channels, num_classes, image_size, small=len(parts) == 2)
@@ -212,7 +200,6 @@ def _parse(package: str, find: Callable[[str, str], ModelBuilder], parts: Sequen
     return name, build
 
 
-register_family("torchvision/", form="torchvision/<model>[/small]")(
-    partial(_parse, "torchvision", _torchvision_builder)
-)
-register_family("timm/", form="timm/<model>[/small]")(partial(_parse, "timm", _timm_builder))
+_BUILDERS = {"torchvision": _torchvision_builder, "timm": _timm_builder}
+for _package, _find in _BUILDERS.items():
+    register_family(f"{_package}/", f"{_package}/<model>[/small]", partial(_parse, _package, _find))

@@ -8,54 +8,31 @@ from pathlib import Path
 
 from dd_lightning.functional.errors import InputError
 
-TEMPORARY_SUFFIX = ".tmp"
-"""Ends the name of a file that is still being written; readers skip such names."""
-
 
 def write_atomically(path: Path | str, data: bytes) -> None:
-    """Put ``data`` at ``path``, replacing what is there in one step.
+    """Put ``data`` at ``path``, replacing what is there in one step; missing parent directories are made.
 
     The bytes go to a hidden file in the same directory (a rename across file systems would be a copy), are flushed to
-    the disk, and only then take the name. A process killed in between leaves the old file as it was. Missing parent
-    directories are made.
-
-    Args:
-        path: Where to.
-        data: All bytes of the file.
+    the disk, and only then take the name.
 
     Raises:
         InputError: If the place cannot be written: no permission, no space, or a parent that is no directory.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp()) / "new" / "note.txt"
-        >>> write_atomically(place, b"first")
-        >>> write_atomically(place, b"second")
-        >>> place.read_bytes(), [file.name for file in place.parent.iterdir()]
-        (b'second', ['note.txt'])
     """
     write_all_atomically([(Path(path), data)])
 
 
 def write_all_atomically(files: Iterable[tuple[Path, bytes]]) -> None:
-    """Put several files in place, each atomically, and nearly at once.
+    """Put files in place, from an iterator of paths and contents: each atomically, and nearly at once.
 
     All are written in full under temporary names before the first takes its own, so a kill can only separate a few
-    renames. If one cannot be written, none is replaced.
-
-    Args:
-        files: Paths and contents, taken one by one: an iterator that makes them need not hold them all.
-
-    Raises:
-        InputError: As for :func:`write_atomically`.
+    renames. If one cannot be written, which is an `InputError`, none is replaced.
     """
     temporaries: dict[Path, Path] = {}
     target = Path()
     try:
         for target, data in files:
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-            temporaries[target] = temporary
+            temporaries[target] = temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()

@@ -14,20 +14,14 @@ from dd_lightning.sets.real import RealSet
 Features = Callable[[Tensor], Tensor]
 """images [n, ch, H, W] -> features [n, F]."""
 
-_FEATURE_BATCH = 1000
-"""Images per forward pass when features are computed: bounds memory, leaves the result alone."""
+_FEATURE_BATCH = 1000  # images per forward pass when features are computed: bounds memory, leaves the result alone
 
 
 def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> list[Tensor]:
-    """Return a batch of every class, each [size], going through every class in epochs; all of a smaller class.
+    """Return the indices of a batch of every class, each [size] or all of a smaller class: a function of the step.
 
     A class is shuffled, cut into whole batches, and shuffled anew when they are used up, as in IDC; an epoch's
-    remainder is dropped. A step's batches are a function of the step alone.
-
-    Args:
-        real: The training data.
-        size: Images per class.
-        context: Seed, step and rank.
+    remainder is dropped.
     """
     batches = []
     for label, count in enumerate(real.class_counts):
@@ -41,7 +35,7 @@ def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> li
 def class_representatives(
     real: RealSet, count: int, features: Features, generator: torch.Generator, per_cluster: int = 1
 ) -> list[Tensor]:
-    """Return ``count`` images of every class, the nearest to the centroids of k-means in feature space (DREAM).
+    """Return the indices [count] of images of every class, the nearest to the centroids of k-means (DREAM).
 
     A smaller class gives as many as whole clusters of it have.
 
@@ -52,11 +46,8 @@ def class_representatives(
         real: The training data.
         count: Images per class; clusters times ``per_cluster``.
         features: The space in which to cluster.
-        generator: Source of the starting points.
+        generator: Draws the start.
         per_cluster: Images taken from each cluster.
-
-    Returns:
-        Indices [count] for each class.
     """
     chosen = []
     for label in range(real.num_classes):
@@ -71,8 +62,7 @@ def class_representatives(
 class RepresentativeBatches:
     """DREAM's choice of real images: representatives of every class, chosen anew every few steps.
 
-    In between the same images are matched, each time under another augmentation. The choice is part of a checkpoint,
-    since the network it was made with has moved on.
+    The choice is part of a checkpoint, since the network it was made with has moved on.
 
     Args:
         size: Images per class.
@@ -88,19 +78,11 @@ class RepresentativeBatches:
         check_range("per_cluster", per_cluster, low=1)
         if size % per_cluster:
             raise InputError(f"per_cluster is {per_cluster}; it must divide batch_real, {size}")
-        self.size = size
-        self.interval = interval
-        self.per_cluster = per_cluster
+        self.size, self.interval, self.per_cluster = size, interval, per_cluster
         self._chosen: list[Tensor] | None = None
 
     def batches(self, real: RealSet, features: Features, context: StepContext) -> list[Tensor]:
-        """Return each class's indices [size] for a step; fewer of a class with fewer images.
-
-        Args:
-            real: The training data.
-            features: Features of the network to choose with; called only when it is time to choose.
-            context: Seed, step and rank.
-        """
+        """Return each class's indices [size], or fewer, for a step; features are called when it is time to choose."""
         if self._chosen is None or context.step % self.interval == 0:
             generator = context.generator("representatives")
             self._chosen = class_representatives(real, self.size, features, generator, self.per_cluster)

@@ -15,21 +15,12 @@ Initialization = Literal["real", "kmeans", "noise"]
 
 
 def class_labels(num_classes: int, ipc: int) -> Tensor:
-    """Return the hard labels of a class-sorted set, [C*ipc].
-
-    Example:
-        >>> class_labels(3, 2).tolist()
-        [0, 0, 1, 1, 2, 2]
-    """
+    """Return the hard labels of a class-sorted set, [C*ipc]."""
     return torch.arange(num_classes).repeat_interleave(ipc)
 
 
 def check_initial(real: RealSet, ipc: int, init: Initialization, formation: Formation) -> None:
-    """Check that images can be cut as the formation says, and that there are enough real ones for S_0.
-
-    Raises:
-        InputError: If ``ipc`` is below 1, the factor exceeds the image, or the smallest class has too few images.
-    """
+    """Raise `InputError` if ipc is below 1, the factor exceeds the image, or the smallest class has too few images."""
     check_range("ipc", ipc, 1)
     formation.check_size(*real.image_shape[-2:])
     tiles, smallest = _tiles(ipc, init, formation), min(real.class_counts)
@@ -57,10 +48,9 @@ def initial_images(
         real: The training data.
         ipc: Images per class.
         init: ``real``, random real images of each class without replacement (the MTT reference's default); ``kmeans``,
-            the real images nearest to the centroids of k-means (DREAM's); or ``noise``, standard normal numbers. With a
-            factor f, f^2 real images are shrunk to the tiles of each image.
+            the real images nearest to the centroids of k-means (DREAM's); or ``noise``, standard normal numbers.
         generator: Source of the draw.
-        formation: How images decode.
+        formation: How images decode; with a factor f, f^2 real images are shrunk to the tiles of each image.
         features: For ``kmeans``: returns the features to cluster by.
 
     Raises:

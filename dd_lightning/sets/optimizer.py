@@ -75,11 +75,7 @@ class SyntheticOptimizer:
 
 
 class ImageGradient:
-    """Turns the images' gradient into the one that SGD is to follow: ``equal_norm`` and Adam, with their states.
-
-    Args:
-        options: What is wanted of the two.
-    """
+    """Turns the images' gradient into the one that SGD is to follow: ``equal_norm`` and Adam, with their states."""
 
     def __init__(self, options: SyntheticOptimizer) -> None:
         self._options = options
@@ -95,11 +91,9 @@ class ImageGradient:
             self._count += 1
             self._mean_norm += (norm - self._mean_norm) / self._count
             gradient.mul_(self._mean_norm / norm if norm > 0 else 1.0)
-        if self._options.image_optimizer == "adam":
-            self._replace_by_adam(gradient)
-
-    def _replace_by_adam(self, gradient: Tensor) -> None:
-        """Replace a gradient by the negative of the step that Adam takes at rate 1."""
+        if self._options.image_optimizer == "sgd":
+            return
+        # Adam: the negative of the step that it takes at rate 1.
         if self._adam is None:
             self._adam = torch.optim.Adam([torch.zeros_like(gradient)], lr=1.0)
             if self._adam_state is not None:

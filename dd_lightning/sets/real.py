@@ -12,22 +12,17 @@ from dd_lightning.functional.errors import InputError, check_range
 class RealSet:
     """Images and labels on one device, with the indices of every class.
 
-    A whole data set of small images fits into a GPU's memory, so a batch is one gather: no workers, no copies from the
-    host. The class index stays on the host; only the indices drawn travel.
+    A whole data set of small images fits into a GPU's memory: a batch is one gather. The class index stays on the host;
+    only the indices drawn travel.
 
     Args:
-        images: Images in the color space that networks see, float ``[n, C, H, W]``.
+        images: Float ``[n, C, H, W]``, in the color space that networks see.
         labels: Class numbers ``0 .. num_classes - 1``, int64 ``[n]``.
         num_classes: How many classes there are.
         complete: Each must have an image; a test set may lack rare ones.
 
     Raises:
         InputError: If shapes or types do not fit, a label is out of range, or a class has no image.
-
-    Example:
-        >>> real = RealSet(torch.zeros(4, 3, 8, 8), torch.tensor([1, 0, 1, 1]), num_classes=2)
-        >>> real.class_indices(1).tolist(), real.class_counts
-        ([0, 2, 3], (1, 3))
     """
 
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int, *, complete: bool = True) -> None:
@@ -62,8 +57,7 @@ class RealSet:
         return len(self.images)
 
     def __repr__(self) -> str:
-        where = self.images.device
-        return f"RealSet({len(self)} images {self.image_shape}, {self.num_classes} classes, {where})"
+        return f"RealSet({len(self)} images {self.image_shape}, {self.num_classes} classes, {self.images.device})"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -88,9 +82,7 @@ class RealSet:
     def class_indices(self, label: int, positions: Tensor | None = None) -> Tensor:
         """Return where class ``label`` is, int64 ``[class_counts[label]]``, in the order of appearance.
 
-        Args:
-            label: The class.
-            positions: Only the images at these positions within the class, on the host: only their indices travel.
+        Positions, on the host, are those within the class that are wanted: only their indices travel.
         """
         indices = self._by_class[label]
         return (indices if positions is None else indices[positions]).to(self.images.device)
@@ -98,13 +90,8 @@ class RealSet:
     def sample_per_class(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` different images of every class, uniformly; all of a class that has fewer.
 
-        Args:
-            count: Images per class.
-            generator: Source of the draws, made on its device: a host generator gives the same indices wherever the
-                set lives.
-
-        Returns:
-            Indices int64, ``[num_classes * count]`` at most, on the set's device, class by class.
+        Returns indices int64, ``[num_classes * count]`` at most, class by class. A host generator gives the same
+        indices wherever the set lives.
 
         Raises:
             InputError: If ``count`` is below 1.
@@ -117,17 +104,9 @@ class RealSet:
         return torch.cat(chosen).to(self.images.device)
 
     def shuffled_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Go through the set once in random order.
+        """Go through the set once in the order of one permutation, drawn at once.
 
-        Args:
-            batch_size: Images per batch; the last batch holds the remainder.
-            generator: Source of the one permutation, drawn on its device when this method is called.
-
-        Returns:
-            An iterator of indices, int64 ``[batch_size]`` (the last one may be shorter), on the set's device.
-
-        Raises:
-            InputError: If ``batch_size`` is below 1.
+        The batches are indices, int64 ``[batch_size]`` (at least 1; the last one may be shorter), on the set's device.
         """
         check_range("batch_size", batch_size, 1)
         order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.images.device)

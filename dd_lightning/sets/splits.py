@@ -8,16 +8,12 @@ from dd_lightning.functional.random import step_generator
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) -> tuple[Tensor, Tensor]:
-    """Hold out the same share of every class.
-
-    Of a class with ``n`` images, ``fraction * n`` are held out, rounded to the nearest whole number (halves up), but
-    never all of them.
+    """Hold out the same share of every class, rounded to whole images (halves up), but never all of them.
 
     Args:
         labels: Class numbers, int64 ``[n]``.
         fraction: Share to hold out, above 0 and below 1.
-        seed: Seed of the choice; class ``c`` draws from ``step_generator(seed, c, stream)``, independently of the other
-            classes.
+        seed: Seed of the choice; class ``c`` draws from ``step_generator(seed, c, stream)``.
         stream: What the split is for, such as ``"val split"``.
 
     Returns:
@@ -25,11 +21,6 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) ->
 
     Raises:
         InputError: If the fraction is out of range, or holds out nothing at all.
-
-    Example:
-        >>> kept, held = stratified_split(torch.tensor([0, 0, 1, 1, 1, 1]), 0.5, seed=0, stream="val split")
-        >>> len(kept), len(held)
-        (3, 3)
     """
     check_range("the held-out fraction", fraction, 0, 1, exclude_low=True, exclude_high=True)
     labels = labels.cpu()

@@ -57,11 +57,7 @@ class Storage:
         return self.ipc * self.decoding.per_image
 
     def check(self, real: RealSet, network: FunctionalNetwork) -> None:
-        """Refuse what the data or the network cannot give, before anything long starts.
-
-        Raises:
-            InputError: If a class has too few images, or there are no features for k-means.
-        """
+        """Raise `InputError` if a class has too few images, or the network no features for k-means."""
         check_initial(real, self.ipc, self.init, self.decoding)
         if self.init == "kmeans":
             network.check_features()
@@ -84,15 +80,7 @@ class Storage:
         features: Callable[[], Features],
         soft_labels: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        """Draw S_0.
-
-        Args:
-            synthetic: The set to fill.
-            real: The training data.
-            seed: Seed of the draw.
-            features: Gives the features that k-means clusters by.
-            soft_labels: (images, hard labels) -> label logits.
-        """
+        """Draw S_0; ``soft_labels`` is (images, hard labels) -> label logits, ``features`` what k-means clusters by."""
         generator = step_generator(seed, 0, "initial")
         images = initial_images(real, self.ipc, self.init, generator, self.decoding, features)
         labels = class_labels(real.num_classes, self.ipc).to(images.device)
@@ -103,8 +91,7 @@ class Storage:
     def valid_pixels(self, synthetic: SyntheticSet, space: ColorSpace) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest valid image, [1, ch, H, W] each, in the space that images are stored in.
 
-        Raises:
-            InputError: If that space is whitened: its valid images are no box.
+        If that space is whitened, an `InputError`: its valid images are no box.
         """
         black, white = torch.zeros_like(synthetic.images[:1]), torch.ones_like(synthetic.images[:1])
         if self.image_space == "pixels":

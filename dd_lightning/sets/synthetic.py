@@ -13,18 +13,15 @@ from dd_lightning.sets.color_spaces import ColorSpace, color_space_from_tensors,
 LabelKind = Literal["hard", "soft"]
 ImageSpace = Literal["network", "pixels"]
 
-PIXEL_PAD = 0.5
-"""Gray that fills a tile where the factor does not divide a stored image of pixels (IDC)."""
+PIXEL_PAD = 0.5  # gray that fills a tile where the factor does not divide a stored image of pixels (IDC)
 
 
 class SyntheticSet(nn.Module):
     """Learnable images, their labels, and the learning rate of the student that trains on them.
 
-    Stored images are sorted by class, ``ipc`` of each, and unclamped. Networks are trained on the *decoded* set: each
-    stored image is cut into tiles, which are enlarged (multi-formation) and brought to the real set's color space.
-    Without multi-formation, images stored in that space are the decoded ones.
-
-    Its state dict says how to decode it; a ZCA space is described without its matrices, see :meth:`use_space`.
+    Stored images are sorted by class and unclamped. Networks are trained on the *decoded* set: each stored image is cut
+    into tiles, which are enlarged (multi-formation) and brought to the real set's color space. The state dict says how;
+    it describes a ZCA space without its matrices, see :meth:`use_space`.
 
     Args:
         images: [C*ipc, ch, H, W].
@@ -51,12 +48,12 @@ class SyntheticSet(nn.Module):
         else:
             self.register_buffer("targets", targets.clone())
         self.student_lr = nn.Parameter(torch.tensor(float(student_lr)))
-        self.formation = formation
-        self.space = space
+        self.formation, self.space = formation, space
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "SyntheticSet":
-        """Return the set whose state dict this is."""
+    def from_state(cls, state: Mapping[str, Any], prefix: str = "") -> "SyntheticSet":
+        """Return the set whose state dict this is, among other entries if theirs have another prefix."""
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         extra = state["_extra_state"]
         kind = extra["color_space"]
         space = None if kind is None else color_space_from_tensors(kind, extra["color_space_tensors"])
@@ -90,11 +87,7 @@ class SyntheticSet(nn.Module):
         return decode_targets(self.targets, self.formation)
 
     def use_space(self, space: ColorSpace) -> None:
-        """Decode by the data's own color space instead of one read from a state, if images are stored as pixels.
-
-        Raises:
-            InputError: If it is another space.
-        """
+        """Decode stored pixels by the data's own color space, not one of a state; an `InputError` if it differs."""
         self._check_space(space)
         self.space = None if self.space is None else space
 
@@ -111,11 +104,7 @@ class SyntheticSet(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Check that a state which is being loaded fits this set.
-
-        Raises:
-            InputError: If it is that of a set which is stored or decodes in another way.
-        """
+        """Raise `InputError` if a state being loaded is that of a set which is stored or decodes in another way."""
         ours = self.get_extra_state()
         for name, value in ours.items():
             if name != "color_space_tensors" and state[name] != value:
@@ -142,13 +131,7 @@ class SyntheticSet(nn.Module):
 
 
 def decode_images(images: Tensor, formation: Formation, space: ColorSpace | None) -> Tensor:
-    """Turn stored images [n, ch, H, W] into those that networks are trained on.
-
-    Args:
-        images: Pixels, if ``space`` is given; else in the networks' color space.
-        formation: How a stored image decodes.
-        space: The networks' color space.
-    """
+    """Turn stored images [n, ch, H, W] (pixels, if a space is given) into those that networks are trained on."""
     if space is None:
         return decode(images, formation)
     return space.encode(decode(images, formation, pad=PIXEL_PAD))

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dd_lightning.functional.errors import InputError, check_range
+from dd_lightning.functional.errors import InputError, check_choice, check_range
 from dd_lightning.functional.formation import Formation, decode_targets
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.color_spaces import ColorSpace, ZCASpace, color_space_from_tensors, recipe
@@ -22,8 +22,7 @@ FORMAT_VERSION = 3
 """2 added ``formation`` and ``stored_as``. 3 added ``evaluation_lr`` and ``evaluation_recipe``, calls logits ``soft``,
 and describes a whitening by its training data (``fingerprint``, ``val_fraction``, ``split_seed``), not its matrices."""
 METADATA_KEY = "dd_lightning"
-DEFAULT_EVALUATION_LR = 0.01
-"""Learning rate of evaluations where an old file and its configuration have none."""
+DEFAULT_EVALUATION_LR = 0.01  # where an old file and its configuration have none
 
 _COLOR_PREFIX = "color_space."
 
@@ -98,8 +97,7 @@ class SyntheticFile:
             raise InputError(
                 f"{len(self.class_names)} class names for {self.num_classes} classes; give one per class or none"
             )
-        if self.stored_as not in get_args(ImageSpace):
-            raise InputError(f"stored_as is {self.stored_as!r}; use one of {', '.join(get_args(ImageSpace))}")
+        check_choice("stored_as", self.stored_as, get_args(ImageSpace))
 
     @property
     def label_kind(self) -> LabelKind:
@@ -119,9 +117,7 @@ class SyntheticFile:
     def training_set(self) -> tuple[Tensor, Tensor]:
         """Return what networks are trained on: decoded images [n, ch, H, W] in the color space, and their labels.
 
-        Raises:
-            InputError: If pixels are to be whitened and the file holds no matrices; see
-                :func:`~dd_lightning.datamodules.held_out.evaluation_data`.
+        An `InputError` if the file lacks the matrices: see :func:`~dd_lightning.datamodules.held_out.evaluation_data`.
         """
         images = decode_images(self.images, self.formation, self.space if self.stored_as == "pixels" else None)
         return images, decode_targets(self.labels, self.formation)
@@ -147,7 +143,7 @@ def save_synthetic(path: Path | str, synthetic: SyntheticFile, embed_matrices: b
 
     Args:
         path: Where to; missing directories are made.
-        synthetic: What to write. Tensors may be on any device.
+        synthetic: What to write.
         embed_matrices: Keep the matrices of a ZCA space, 75 MB at 3 x 32 x 32 pixels. Without them the file holds the
             images as pixels too, and evaluating it takes the training data, on which the matrices are fitted again.
 
@@ -182,14 +178,9 @@ def save_synthetic(path: Path | str, synthetic: SyntheticFile, embed_matrices: b
 
 
 def load_synthetic(path: Path | str) -> SyntheticFile:
-    """Read a distilled set, of this or an earlier format version.
+    """Read a distilled set, of this or an earlier format version: tensors on the host, to the last bit.
 
-    Args:
-        path: A file that :func:`save_synthetic` wrote.
-
-    Returns:
-        Its content, tensors on the host, equal to what was saved to the last bit. Its space is a
-        :class:`~dd_lightning.sets.color_spaces.ZCARecipe` if it is whitened and holds no matrices.
+    Its space is a :class:`~dd_lightning.sets.color_spaces.ZCARecipe` if it is whitened and holds no matrices.
 
     Raises:
         InputError: If there is no such file, it is damaged or foreign, or a newer version wrote it.

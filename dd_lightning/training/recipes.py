@@ -2,14 +2,14 @@
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Generator, Tensor
 
-from dd_lightning.execution.precision import Precision, precision_choice
+from dd_lightning.execution.precision import Precision
 from dd_lightning.functional.cutmix import cutmix, draw_cutmix, label_logits
-from dd_lightning.functional.errors import check_range
+from dd_lightning.functional.errors import check_choice, check_range
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
 
 
@@ -109,7 +109,7 @@ class ExpertRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        precision_choice(self.precision)
+        check_choice("precision", self.precision, get_args(Precision))
 
     def learning_rate(self, epoch: int, epochs: int) -> float:
         """Return the learning rate of one epoch.

@@ -21,7 +21,7 @@ class Wide(DatasetDataModule):
     """Images of another shape."""
 
     def __init__(self) -> None:
-        images, labels = torch.zeros(6, 1, 8, 9), torch.arange(6) % 3
+        images, labels = torch.rand(6, 1, 8, 9), torch.arange(6) % 3
         both = torch.utils.data.TensorDataset(images, labels)
         super().__init__(both, both, name="wide")
 

@@ -92,9 +92,9 @@ def test_errors() -> None:
         def __iter__(self) -> Iterator[tuple[object, object]]:
             return iter(())
 
-    with pytest.raises(InputError, match=r"train_dataset is a Stream: pass a dataset with a length and indices"):
+    with pytest.raises(InputError, match="train_dataset is a Stream: pass a dataset with a length and indices"):
         DatasetDataModule(Stream(), Stream()).setup()
-    two, three = (Pairs([(image, label) for label in range(count)]) for count in (2, 3))
+    two, three = (Pairs([(image + label, label) for label in range(count)]) for count in (2, 3))
     with pytest.raises(InputError, match=r"the test split of custom: labels run from 0 to 2, outside 0 \.\. 1"):
         DatasetDataModule(two, three).setup()
     with pytest.raises(InputError, match=r"the train split of custom: class 2 of 3 has no image"):

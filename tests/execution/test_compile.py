@@ -1,34 +1,33 @@
 """What is compiled when, what compiled code is called with, and which failures a run may survive."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
-from dd_lightning.execution.compile import compile_for_run, compiled, compiles, try_compile
+from dd_lightning.execution.compile import REPAYING_CALLS, Compile, compile_for_run, compiled, compiles
 from dd_lightning.functional.errors import InputError
 
 CPU = torch.device("cpu")
+CHOICES: tuple[Compile, ...] = ("auto", "on")
 
 
-def raising(error: Exception) -> Callable[[], None]:
+def attempt(error: Exception, choice: Compile) -> object:
     def make() -> None:
         raise error
 
-    return make
+    return compile_for_run(make, choice, torch.device("cuda"), REPAYING_CALLS, "it", lambda _: None)
 
 
 def test_only_what_the_compiler_raises_is_survived() -> None:
     for error in (RuntimeError("no compiler"), NotImplementedError("no forward mode"), InputError("another order")):
         with pytest.warns(UserWarning, match=rf"{error}\): going on without; set execution.compile: off"):
-            assert try_compile(raising(error), "auto", "it", "execution.compile") is None
+            assert attempt(error, "auto") is None
         with pytest.raises(InputError, match=r"compile is 'on', but torch\.compile fails for it"):
-            try_compile(raising(error), "on", "it", "execution.compile")
+            attempt(error, "on")
     for bug in (TypeError("missing argument"), KeyError("name"), AttributeError("no such field")):
-        for choice in ("auto", "on"):
+        for choice in CHOICES:
             with pytest.raises(type(bug)) as raised:
-                try_compile(raising(bug), choice, "it", "execution.compile")
+                attempt(bug, choice)
             assert raised.value is bug
 
 
