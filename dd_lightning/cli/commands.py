@@ -17,6 +17,7 @@ from dd_lightning.execution.memory import explain_oom
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.networks.registry import is_import_path
 from dd_lightning.sets.synthetic_file import SyntheticFile, load_synthetic
 from dd_lightning.training.evaluation import RECIPES, Evaluation, EvaluationRecipe, get_recipe
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
@@ -108,6 +109,11 @@ def evaluate(args: Sequence[str]) -> None:
     held_out = held_out.to(device)
     images, targets = (tensor.to(device) for tensor in file.training_set())
     points = []
+    if not config.networks and is_import_path(file.network):
+        raise InputError(
+            f"the file was made with network {file.network!r}, and no code is imported because a file names it; if you "
+            f"trust it, give --networks {file.network}"
+        )
     specs = config.networks or [file.network]  # all are built before the first one is trained: a wrong name fails now
     for network in [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]:
         title = f"{config.num_networks} x {network.name}"

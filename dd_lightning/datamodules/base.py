@@ -259,7 +259,9 @@ class DistillationDataModule(LightningDataModule, ABC):
             path = self.cache_dir / f"zca-{fingerprint}.safetensors"
             dimension = math.prod(images.shape[1:])
             _check_zca_memory(dimension, list(images.shape[1:]))
-            zca = cached_zca(path, dimension, lambda: fit_zca(to_unit(images), eps=ZCA_EPS))
+            sums = [to_unit(part, torch.float64).sum(0).flatten() for part in images.split(4096)]
+            average = (torch.stack(sums).sum(0) / len(images)).float()
+            zca = cached_zca(path, average, lambda: fit_zca(to_unit(images), eps=ZCA_EPS))
             return ZCASpace(zca, ZCA_EPS)
         if self.channel_stats is not None:
             mean, std = self.channel_stats

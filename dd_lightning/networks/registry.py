@@ -138,6 +138,11 @@ def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size
     return network
 
 
+def is_import_path(spec: NetworkSpec) -> bool:
+    """Tell whether a spec is the path of a factory, which is imported, and not a name or a factory."""
+    return isinstance(spec, str) and "/" not in spec and (":" in spec or "." in spec)
+
+
 def network_name(spec: NetworkSpec) -> str:
     """Return the one name under which a network's results and stored experts are filed: options in order, no defaults.
 
@@ -157,7 +162,7 @@ def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
     if "/" in spec:  # first: a package's model may have a dot in its name
         package, *parts = spec.split("/")
         family = f"{package}/"
-    elif ":" in spec or "." in spec:
+    elif is_import_path(spec):
         return _import_factory(spec)
     else:
         family, *parts = spec.split("-")

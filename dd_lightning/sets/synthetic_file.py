@@ -1,6 +1,7 @@
 """A distilled set as one safetensors file that says how to evaluate it."""
 
 import json
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -98,6 +99,15 @@ class SyntheticFile:
                 f"{len(self.class_names)} class names for {self.num_classes} classes; give one per class or none"
             )
         check_choice("stored_as", self.stored_as, get_args(ImageSpace))
+        check_range("evaluation_lr", self.evaluation_lr, 0, exclude_low=True)
+        if hard and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
+            raise InputError(
+                f"labels run from {self.labels.min()} to {self.labels.max()}, outside 0 .. {self.num_classes - 1}"
+            )
+        for name, tensor in (("images", self.images), ("labels", self.labels)):
+            if not bool(tensor.isfinite().all()):
+                raise InputError(f"synthetic {name} are not all finite")
+        self.formation.check_size(*self.images.shape[-2:])
 
     @property
     def label_kind(self) -> LabelKind:
@@ -134,6 +144,16 @@ _PLAIN = (
     "dataset", "fingerprint", "val_fraction", "split_seed", "class_names", "objective", "network", "step", "config",
     "package_version",
 )  # fmt: skip
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("num_classes", "factor", "split_seed", "step"), (int,)),
+    **dict.fromkeys(("evaluation_lr", "val_fraction"), (float, int)),
+    **dict.fromkeys(("evaluation_recipe", "config"), (dict,)),
+    **dict.fromkeys(("dataset", "fingerprint", "objective", "network", "package_version"), (str,)),
+    **dict.fromkeys(("formation", "stored_as", "color_space"), (str,)),
+    "lr": (float, int, type(None)),
+    "class_names": (list,),
+}
+"""Of what a file says; it may be anybody's."""
 _DERIVED = ("label_kind", "ipc", "effective_ipc")
 """Written for other readers; tensors and ``formation`` say the same."""
 
@@ -160,13 +180,6 @@ def save_synthetic(path: Path | str, synthetic: SyntheticFile, embed_matrices: b
         "factor": synthetic.formation.factor,
         "formation": synthetic.formation.kind,
     }
-    try:
-        text = json.dumps(values, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"cannot write {path}: a value of its configuration is not plain JSON ({error}); give numbers, text, lists "
-            "and mappings only"
-        ) from error
     tensors = {"images": synthetic.images, "labels": synthetic.labels}
     if synthetic.pixels is not None:
         tensors["pixels"] = synthetic.pixels
@@ -174,6 +187,14 @@ def save_synthetic(path: Path | str, synthetic: SyntheticFile, embed_matrices: b
     tensors |= {f"{_COLOR_PREFIX}{name}": tensor for name, tensor in colors.items()}
     # Cloned: safetensors refuses tensors that share memory, as a mean and a deviation cut from one tensor would.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    values["checksums"] = {name: checksum(tensor) for name, tensor in plain.items()}
+    try:
+        text = json.dumps(values, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot write {path}: a value of its configuration is not plain JSON ({error}); give numbers, text, lists "
+            "and mappings only"
+        ) from error
     write_atomically(path, safetensors.torch.save(plain, {METADATA_KEY: text}))
 
 
@@ -200,7 +221,7 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
         if values["format"] != FORMAT:
             raise ValueError(values["format"])
         version = int(values["format_version"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(
             f"cannot read {path}: it is not a synthetic set of dd_lightning; give a file that `fit` wrote"
         ) from error
@@ -212,6 +233,12 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
     try:
         if version < 3:
             values = _upgraded(values)
+        for name, kinds in _TYPES.items():
+            if name in values and (not isinstance(values[name], kinds) or isinstance(values[name], bool)):
+                raise InputError(f"its {name} is {str(values[name])[:40]!r}, a {type(values[name]).__name__}")
+        sums: dict[str, int] = dict(values.get("checksums", {}))
+        if damaged := [name for name, tensor in tensors.items() if sums and sums[name] != checksum(tensor)]:
+            raise InputError(f"the checksum of {damaged[0]} differs: it is damaged")
         colors = {name.removeprefix(_COLOR_PREFIX): t for name, t in tensors.items() if name.startswith(_COLOR_PREFIX)}
         return SyntheticFile(
             images=tensors["images"],
@@ -223,6 +250,13 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
         )
     except KeyError as error:
         raise InputError(f"cannot read {path}: it lacks {error}; copy it again or distil it again") from error
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"cannot read {path}: {error}; copy it again or distil it again") from error
+
+
+def checksum(tensor: Tensor) -> int:
+    """Return a CRC-32 of a tensor's bytes, on the host: what tells a damaged file."""
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ A file ``expert_00007.safetensors`` holds
 
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,17 +20,20 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dd_lightning.functional.errors import InputError
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.atomic_write import write_all_atomically
+from dd_lightning.sets.synthetic_file import checksum
 from dd_lightning.training.recipes import ExpertRecipe
 from dd_lightning.version import __version__
 
 FORMAT = "expert"
 FORMAT_VERSION = 1
 METADATA_KEY = "dd_lightning"
+_DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, SafetensorError)
 _FILE_NAME = re.compile(r"expert_(\d{5,})\.safetensors")
 
 
@@ -168,7 +170,7 @@ class ExpertStore:
             result = torch.empty(len(epochs), width)
             for row, epoch in enumerate(epochs):
                 result[row] = part[epoch : epoch + 1][0]
-                if checksums is not None and _checksum(result[row]) != checksums["trajectory"][epoch]:
+                if checksums is not None and checksum(result[row]) != checksums["trajectory"][epoch]:
                     raise self._unreadable(id, f"the checksum of epoch {epoch} differs: it is damaged")
                 if not bool(result[row].isfinite().all()):
                     raise self._unreadable(id, f"epoch {epoch} is not finite")
@@ -178,22 +180,18 @@ class ExpertStore:
         """Return what the file of expert ``id`` says about it."""
         with self._opened(id) as file:
             values = json.loads(file.metadata()[METADATA_KEY])
-        try:
             accuracies = ExpertAccuracies(**values["accuracies"])
             return ExpertMetadata(ExpertIdentity(**values["identity"]), values["seed"], accuracies)
-        except (KeyError, TypeError) as error:
-            raise self._unreadable(id, f"its metadata lack or mistake {error}") from error
 
     def read(self, id: int) -> ExpertState:
         """Return all that continuing expert ``id`` needs, on the host, sharing memory with nothing."""
         with self._opened(id) as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
             checksums = json.loads(file.metadata()[METADATA_KEY]).get("checksums")
-        if checksums is not None and _checksums(tensors) != checksums:
-            raise self._unreadable(id, "a checksum differs: it is damaged")
-        return ExpertState(
-            tensors["trajectory"], tensors.get("momentum"), tensors.get("statistics"), self.metadata(id).accuracies
-        )
+            if checksums is not None and _checksums(tensors) != checksums:
+                raise self._unreadable(id, "a checksum differs: it is damaged")
+            accuracies = self.metadata(id).accuracies
+            return ExpertState(tensors["trajectory"], tensors.get("momentum"), tensors.get("statistics"), accuracies)
 
     def check(self, identity: ExpertIdentity, ids: Sequence[int] | None = None) -> None:
         """Compare stored experts, all by default, with what is wanted.
@@ -236,14 +234,14 @@ class ExpertStore:
                 f"expert {id} was asked for, {self.path} holds {len(self.ids())} experts and not that one; "
                 "train it first"
             ) from error
-        except (safetensors.SafetensorError, OSError) as error:
+        except (SafetensorError, OSError) as error:
             raise self._unreadable(id, "it is damaged or not a safetensors file") from error
         with opened as file:
             try:
                 values = json.loads((file.metadata() or {})[METADATA_KEY])
-                kind, version = values["format"], values["format_version"]
+                kind, version = values["format"], int(values["format_version"])
                 shape = file.get_slice("trajectory").get_shape()
-            except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            except _DAMAGE as error:
                 raise self._unreadable(id, "dd_lightning did not write it") from error
             if kind != FORMAT or len(shape) != 2 or shape[0] < 1:
                 raise self._unreadable(id, "it does not hold an expert trajectory")
@@ -252,7 +250,12 @@ class ExpertStore:
                     f"{path} has expert format {version}, this dd_lightning {__version__} reads up to "
                     f"{FORMAT_VERSION}; upgrade dd_lightning or choose another expert path"
                 )
-            yield file
+            try:
+                yield file
+            except InputError:
+                raise
+            except _DAMAGE as error:
+                raise self._unreadable(id, f"its content does not fit together ({error})") from error
 
     def _unreadable(self, id: int, why: str) -> InputError:
         return InputError(f"cannot read expert {self.file(id)}: {why}; delete it, and it will be trained again")
@@ -290,11 +293,7 @@ def _serialized(expert: ExpertState, identity: ExpertIdentity, seed: int) -> byt
 
 def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     """Return a checksum of each row of the trajectory, and one of each other tensor."""
-    return {name: [_checksum(row) for row in (each if each.ndim == 2 else [each])] for name, each in tensors.items()}
-
-
-def _checksum(row: Tensor) -> int:
-    return zlib.crc32(row.contiguous().numpy().data)
+    return {name: [checksum(row) for row in (each if each.ndim == 2 else [each])] for name, each in tensors.items()}
 
 
 def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:

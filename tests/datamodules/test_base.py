@@ -171,7 +171,7 @@ def test_a_cache_folder_can_be_named(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "wrong size", "nan"])
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "wrong size", "nan", "one bit", "other data"])
 def test_a_damaged_cache_is_fitted_anew(tmp_path: Path, damage: str) -> None:
     first = small(tmp_path, color_space="zca")
     first.setup()
@@ -181,9 +181,15 @@ def test_a_damaged_cache_is_fitted_anew(tmp_path: Path, damage: str) -> None:
         file.write_bytes(file.read_bytes()[:200])
     elif damage == "garbage":
         file.write_bytes(b"not a safetensors file")
+    elif damage == "one bit":
+        raw = bytearray(file.read_bytes())
+        raw[-100] ^= 1
+        file.write_bytes(raw)
     else:
         if damage == "nan":
             content["whiten"][0, 0] = torch.nan
+        elif damage == "other data":
+            content["mean"] += 0.1
         else:
             content["mean"] = content["mean"][:-1].clone()
         save_file(content, file)

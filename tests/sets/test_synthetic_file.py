@@ -12,7 +12,7 @@ from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.whitening import fit_zca
 from dd_lightning.sets.color_spaces import NormalizedSpace, PixelSpace, ZCARecipe, ZCASpace, same_space
 from dd_lightning.sets.synthetic import ImageSpace
-from dd_lightning.sets.synthetic_file import SyntheticFile, load_synthetic, save_synthetic
+from dd_lightning.sets.synthetic_file import METADATA_KEY, SyntheticFile, load_synthetic, save_synthetic
 from dd_lightning.version import __version__
 
 
@@ -150,6 +150,54 @@ def test_a_file_that_lacks_something_is_named(tmp_path: Path) -> None:
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def test_one_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    save_synthetic(tmp_path / "a", example())
+    raw = bytearray((tmp_path / "a").read_bytes())
+    for place in (-1, -60):  # of the last tensor, and of one before
+        raw[place] ^= 1
+        (tmp_path / "a").write_bytes(raw)
+        with pytest.raises(InputError, match=r"cannot read .*/a: the checksum of .* differs"):
+            load_synthetic(tmp_path / "a")
+        raw[place] ^= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("format_version", "x"),
+        ("format_version", 1e400),
+        ("factor", "a"),
+        ("factor", 10**9),
+        ("lr", "x"),
+        ("evaluation_lr", -1.0),
+        ("config", []),
+        ("num_classes", 10**12),
+        ("num_classes", True),
+        ("class_names", 3),
+        ("network", ["ConvNet-2"]),
+        ("stored_as", "elsewhere"),
+        ("color_space", "purple"),
+        ("checksums", [1]),
+    ],
+)
+def test_what_a_file_says_is_checked(tmp_path: Path, name: str, value: object) -> None:
+    save_synthetic(tmp_path / "a", example())
+    with safetensors.safe_open(tmp_path / "a", "pt") as file:
+        said = json.loads(file.metadata()[METADATA_KEY])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, tmp_path / "a", {METADATA_KEY: json.dumps(said | {name: value})})
+    with pytest.raises(InputError, match=r"cannot read .*/a") as refused:
+        load_synthetic(tmp_path / "a")
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_out_of_range_and_numbers_that_are_not_finite() -> None:
+    with pytest.raises(InputError, match=r"labels run from 0 to 3, outside 0 \.\. 2"):
+        dataclasses.replace(example(), labels=torch.tensor([0, 0, 1, 1, 2, 3]))
+    with pytest.raises(InputError, match="images are not all finite"):
+        dataclasses.replace(example(), images=torch.full((6, 3, 4, 5), torch.inf))
 
 
 def test_files_of_versions_1_and_2_are_read() -> None:
