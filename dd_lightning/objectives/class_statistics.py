@@ -83,21 +83,21 @@ class ClassMatching:
         self._piece = None if execution.micro_batch == "auto" else execution.micro_batch
         self._several = False  # candidates are scored in each step
         self._compute, self._terms = compute, terms
-        self._functions = _in_pieces(_eager(compute, terms), terms, self._piece)
+        self._functions = self._eager = _in_pieces(_eager(compute, terms), terms, self._piece)
 
     # Augmentation is differentiated here: eagerly, and never in pieces
 
     def compared(self, theta: Tensor, images: Tensor, batch: ClassBatch) -> tuple[Statistics, Terms]:
         """Return a and the loss's terms at parameters theta [P]; ``images`` are the decoded synthetic set."""
         with tensor_float(self.execution.precision, theta.device):
-            real = self._functions.statistics(theta, batch.real, batch.real_targets)
+            real = self._of_real(theta, batch)
             augmented = augment_in_turn(images[batch.rows], batch.augmentation)
             return _compared(self._terms, self._functions.statistics(theta, augmented, batch.targets), real)
 
     def matched(self, theta: Tensor, images: Tensor, batch: ClassBatch) -> tuple[Tensor, Terms]:
         """Return the gradient by the class's images, and the loss's terms."""
         with tensor_float(self.execution.precision, theta.device), torch.enable_grad():
-            real = self._functions.statistics(theta, batch.real, batch.real_targets)
+            real = self._of_real(theta, batch)
             own = images[batch.rows].requires_grad_()
             augmented = augment_in_turn(own, batch.augmentation)
             gradient, terms = self._functions.matched(theta, augmented.detach(), batch.targets, real)
@@ -110,6 +110,11 @@ class ClassMatching:
             augmented = augment_in_turn(own, batch.augmentation)
             gradient = self._functions.pulled_back(theta, augmented.detach(), batch.targets, a)
             return torch.autograd.grad(augmented, own, gradient)[0]
+
+    def _of_real(self, theta: Tensor, batch: ClassBatch) -> Statistics:
+        # code is compiled for full batches; that of a small class is another shape
+        functions = self._functions if len(batch.real) == self.batch_real else self._eager
+        return functions.statistics(theta, batch.real, batch.real_targets)
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """Return the network's features [n, F], in float32 or TF32."""
@@ -149,7 +154,7 @@ class ClassMatching:
             twin._functions = _in_pieces(_compiled(self._compute, self._terms), self._terms, self._piece)
             images, targets = synthetic.decoded()[:count].detach(), synthetic.decoded_targets()[:count].detach()
             theta, batch = self.network.initial(0).to(images), _blank(images, targets, self.batch_real)
-            twin.matched(theta, images, batch)  # batches of all classes have the same shapes
+            twin.matched(theta, images, batch)
             if self._several:
                 a, _ = twin.compared(theta, images, batch)
                 twin.pulled_back(theta, images, batch, a)

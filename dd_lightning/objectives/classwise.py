@@ -45,7 +45,8 @@ class ClasswiseMatching(MatchingObjective):
     fastest order: one batched pass over all takes several times as long (``benchmarks/image_update_cost.py``).
 
     Args:
-        batch_real: Real images of a class per step; 64 in IDC, 128 in DREAM and DREAM+, 256 in DC, DSA and DM.
+        batch_real: Real images of a class per step, all of a class that has fewer; 64 in IDC, 128 in DREAM and DREAM+,
+            256 in DC, DSA and DM.
         batch_syn: The most decoded synthetic images of a class that are matched in a step, drawn anew each time; 128 in
             IDC, which takes effect at ipc 50 and factor 2.
         augmentation: Operations joined by ``_``, or ``"none"``. The real and the synthetic images of a class share one
@@ -101,13 +102,11 @@ class ClasswiseMatching(MatchingObjective):
         return NetworkPool()
 
     def check(self, network: FunctionalNetwork, real: RealSet) -> None:
-        """Check that every class has a batch of real images, and that there are features to choose them by."""
-        smallest = min(real.class_counts)
-        if self.batch_real > smallest:
-            why = "k-means would have more clusters than images" if self._representatives else "no image is used twice"
+        """Check that a class has a batch of real images, and that there are features to choose them by."""
+        if self.batch_real > (largest := max(real.class_counts)):
             raise InputError(
-                f"batch_real is {self.batch_real}, but class {real.class_counts.index(smallest)}, the smallest, has "
-                f"{smallest} images ({why}); lower objective.batch_real"
+                f"batch_real is {self.batch_real}, but the largest class has {largest} images; "
+                "lower objective.batch_real"
             )
         if self._representatives is not None:
             network.check_features()

@@ -18,14 +18,14 @@ _FEATURE_BATCH = 1000  # images per forward pass when features are computed: bou
 
 
 def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> list[Tensor]:
-    """Return the indices of a batch of every class, each [size], a function of the step alone.
+    """Return the indices of a batch of every class, each [size] or all of a smaller class: a function of the step.
 
     A class is shuffled, cut into whole batches, and shuffled anew when they are used up, as in IDC; an epoch's
     remainder is dropped.
     """
     batches = []
     for label, count in enumerate(real.class_counts):
-        epoch, position = divmod(context.step, count // size)
+        epoch, position = divmod(context.step, max(count // size, 1))
         generator = step_generator(context.seed, epoch, f"real/{label}", context.rank)
         order = torch.randperm(count, generator=generator)[position * size : (position + 1) * size]
         batches.append(real.class_indices(label, order))
@@ -37,6 +37,8 @@ def class_representatives(
 ) -> list[Tensor]:
     """Return the indices [count] of images of every class, the nearest to the centroids of k-means (DREAM).
 
+    A smaller class gives as many as whole clusters of it have.
+
     NOTE: The reference computes features of pixels that are not normalized, although its networks are trained on
     normalized ones. Here the network gets what it is trained on.
 
@@ -46,16 +48,14 @@ def class_representatives(
         features: The space in which to cluster.
         generator: Draws the start.
         per_cluster: Images taken from each cluster.
-
-    Raises:
-        InputError: If a class has fewer images than ``count``.
     """
     chosen = []
     for label in range(real.num_classes):
         own = real.class_indices(label)
         with torch.no_grad():
             points = torch.cat([features(real.images[part]) for part in own.split(_FEATURE_BATCH)])
-        chosen.append(own[representatives(points, count // per_cluster, generator, per_cluster)])
+        each = min(per_cluster, len(own))
+        chosen.append(own[representatives(points, min(count, len(own)) // each, generator, each)])
     return chosen
 
 
@@ -79,14 +79,14 @@ class RepresentativeBatches:
         if size % per_cluster:
             raise InputError(f"per_cluster is {per_cluster}; it must divide batch_real, {size}")
         self.size, self.interval, self.per_cluster = size, interval, per_cluster
-        self._chosen: Tensor | None = None
+        self._chosen: list[Tensor] | None = None
 
     def batches(self, real: RealSet, features: Features, context: StepContext) -> list[Tensor]:
-        """Return each class's indices [size] for a step; features are called only when it is time to choose."""
+        """Return each class's indices [size], or fewer, for a step; features are called when it is time to choose."""
         if self._chosen is None or context.step % self.interval == 0:
             generator = context.generator("representatives")
-            self._chosen = torch.stack(class_representatives(real, self.size, features, generator, self.per_cluster))
-        return list(self._chosen.to(real.images.device))
+            self._chosen = class_representatives(real, self.size, features, generator, self.per_cluster)
+        return [rows.to(real.images.device) for rows in self._chosen]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the present choice."""
@@ -94,4 +94,4 @@ class RepresentativeBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        self._chosen = state["chosen"]
+        self._chosen = None if state["chosen"] is None else list(state["chosen"])

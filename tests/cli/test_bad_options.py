@@ -125,11 +125,7 @@ NETWORKS = [  # for the small run on live networks
     ("--model.label_lr 0.1", "label_lr is 0.1, .*GradientMatching"),
     ("--model.objective TrajectoryMatching", "TrajectoryMatching .*NetworkPool .*TrajectoryPool"),
     ("--model.objective BidirectionalMatching --model.objective.alpha -1", "alpha is -1"),
-    ("--model.objective.batch_real 140", "batch_real is 140, .*class 8.*139"),
-    (
-        "--model.objective.batch_real 140 --model.objective.sampling representative",
-        "batch_real is 140, .*class 8.*139",
-    ),
+    ("--model.objective.batch_real 147", "batch_real is 147, .*largest.*146"),
     ("--model.objective.batch_real 0", "batch_real is 0"),
     ("--model.objective.batch_syn 0", "batch_syn is 0"),
     ("--model.objective.interval 0 --model.objective.sampling representative", "interval is 0"),

@@ -22,7 +22,7 @@ from dd_lightning.networks import FunctionalNetwork, build_network, training_los
 from dd_lightning.objectives import BidirectionalMatching, GradientMatching, Workload, base
 from dd_lightning.objectives.base import ScoredCandidate
 from dd_lightning.objectives.class_statistics import ClassBatch, Statistics
-from dd_lightning.objectives.classwise import ClasswiseDraw
+from dd_lightning.objectives.classwise import ClasswiseDraw, Sampling
 from dd_lightning.pools import Candidate, NetworkPool
 from dd_lightning.sets.class_batches import class_representatives
 from dd_lightning.sets.color_spaces import NormalizedSpace
@@ -685,15 +685,22 @@ def refusal(error: pytest.ExceptionInfo[InputError]) -> str:
     return str(error.value)
 
 
-def test_batch_real_above_the_smallest_class() -> None:
+@pytest.mark.parametrize("sampling", ["shuffled", "representative"])
+def test_a_small_class_limits_only_itself(sampling: Sampling) -> None:
+    case = problem(bidirectional(batch_real=BATCH, sampling=sampling))
+    case.real = real_set((BATCH + 3, 1, BATCH - 1))
+    case.objective.check(case.network, case.real)
+    draw = case.draw(step=3)
+    assert [len(batch.real) for batch in draw.classes] == [BATCH, 1, BATCH - 1]
+    assert_equals_the_loop(case, draw)
+
+
+def test_batch_real_above_the_largest_class() -> None:
     network = FunctionalNetwork("ConvNet-1-W4", SHAPE, CLASSES)
-    gradient_matching(batch_real=11).check(network, real_set())
-    with pytest.raises(InputError, match="batch_real is 12, but class 0, the smallest, has 11 images") as raised:
-        gradient_matching(batch_real=12).check(network, real_set())
-    assert "(no image is used twice); lower objective.batch_real" in refusal(raised)
-    with pytest.raises(InputError, match="class 1, the smallest, has 11 images") as raised:
-        bidirectional(batch_real=12, sampling="representative").check(network, real_set((14, 11, 12)))
-    assert "(k-means would have more clusters than images)" in refusal(raised)
+    gradient_matching(batch_real=14).check(network, real_set((14, 11, 12)))
+    with pytest.raises(InputError, match="batch_real is 15, but the largest class has 14 images; lower obj") as raised:
+        gradient_matching(batch_real=15).check(network, real_set((14, 11, 12)))
+    refusal(raised)
 
 
 def test_networks_that_do_not_fit() -> None:
