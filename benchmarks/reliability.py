@@ -14,7 +14,6 @@ import contextlib
 import copy
 import json
 import os
-import platform
 import random
 import resource
 import signal
@@ -30,6 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process of se
 
 import torch
 import yaml
+from accuracy_curves import hardware
 
 import dd_lightning
 from dd_lightning.cli.main import main as command
@@ -425,7 +425,7 @@ def main() -> None:
     results[options.part] = {
         "command": f"python benchmarks/reliability.py {' '.join(sys.argv[1:]).split(' --results')[0]}",
         "commit": commit.stdout.strip(),
-        "hardware": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread",
+        "hardware": f"{hardware()}, torch {torch.__version__}, 1 thread",
         "figures": figures,
     }
     options.results.mkdir(parents=True, exist_ok=True)
