@@ -51,6 +51,7 @@ from dd_lightning.training.recipes import ExpertRecipe, NetworkRecipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS = 10
+_SETTLED = 8.0  # seconds after which a run has allocated what it needs: some hundred steps
 LARGEST_DIFFERENCE = 1e-6  # stored experts are rounded to float32
 Values = dict[str, Any]
 
@@ -184,7 +185,7 @@ def soak(count: int, seed: int, folder: Path, steps: int = 2000) -> Values:
     status: int | None = None
     while status is None:
         process, began, first = run.start(), time.monotonic(), None
-        lifetime = moments.uniform(2.0, 10.0) if figures["kills"] < count else 3600.0
+        lifetime = moments.uniform(1.0, 4.0) if figures["kills"] < count else 3600.0
         while time.monotonic() - began < lifetime:
             finished, code = os.waitpid(process, os.WNOHANG)
             if finished:
@@ -193,7 +194,7 @@ def soak(count: int, seed: int, folder: Path, steps: int = 2000) -> Values:
             with contextlib.suppress(OSError, ValueError):
                 pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
                 files = len(list(Path(f"/proc/{process}/fd").iterdir()))
-                if time.monotonic() - began > 20.0 and first is None:
+                if time.monotonic() - began > _SETTLED and first is None:
                     first = pages, files
                 last = pages, files
             time.sleep(0.05)
