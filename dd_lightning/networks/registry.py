@@ -132,7 +132,14 @@ def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size
         InputError: If the name is unknown, the path cannot be imported, or the factory returns no module.
     """
     name, factory = _resolve(spec)
-    network = factory(channels, num_classes, image_size)
+    try:
+        network = factory(channels, num_classes, image_size)
+    except (TypeError, RuntimeError, MemoryError) as error:  # no factory, or weights that no memory holds
+        raise InputError(
+            f"network {name!r} cannot be built for {channels} channels, {num_classes} classes and {image_size} pixels "
+            f"({' '.join(str(error).split())[:120]}): give another name, or a function of (channels, num_classes, "
+            "image_size)"
+        ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"network {name!r} gave a {type(network).__name__}: its factory must return a torch.nn.Module")
     return network
