@@ -169,6 +169,8 @@ WRONG = {
         --weights_only maybe
         positional
         --model.seed -1
+        --evaluation.networks []
+        --model.objective.loss_threshold -1
         --model.seed 99999999999999999999
         --trainer.overfit_batches 2
     """,
@@ -219,7 +221,7 @@ ROWS = [(command, line.strip()) for command, lines in WRONG.items() for line in 
 
 
 def test_there_are_many() -> None:
-    assert len(set(ROWS)) == len(ROWS) >= 194
+    assert len(set(ROWS)) == len(ROWS) >= 196
 
 
 @pytest.mark.parametrize(("command", "options"), ROWS)
