@@ -19,7 +19,7 @@ from dd_lightning.functional.errors import DivergenceError, InputError
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.random import StepContext
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import ScoredCandidate, TrajectoryMatching
+from dd_lightning.objectives import GradientMatching, ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import CandidateKey, TrajectoryPool, TrajectorySegment
 from dd_lightning.sets.initial import class_labels
 from dd_lightning.trainer.run import DEFAULT_STEPS
@@ -267,6 +267,33 @@ def test_a_second_fit_by_another_trainer_starts_anew(store: Path, tmp_path: Path
     assert [point.step for point in points.points] == [0, 2]
     assert choice.selections == 2
     assert distilled.distillation.candidate_evaluations == 6
+
+
+class Counting(GradientMatching):
+    """An objective with state of its own: the steps that it has drawn for."""
+
+    drawn = 0
+
+    def draw(self, *arguments: Any) -> Any:  # noqa: ANN401
+        self.drawn += 1
+        return super().draw(*arguments)
+
+    def reset(self) -> None:
+        super().reset()
+        self.drawn = 0
+
+
+def test_a_second_fit_by_another_trainer_resets_the_objective(tmp_path: Path) -> None:
+    objective = Counting(batch_real=8, sampling="representative")
+    distilled = small.network_module(objective=objective)
+    trainer = small.fit(tmp_path, distilled, steps=2, max_epochs=1)
+    trainer.fit_loop.epoch_loop.max_steps, trainer.fit_loop.max_epochs = 3, 2
+    trainer.fit(distilled, datamodule=small.data())
+    assert objective.drawn == 3
+    small.fit(tmp_path, distilled, steps=1)
+    assert objective.drawn == 1
+    objective.reset()
+    assert objective.state_dict() == {"chosen": None}
 
 
 def test_a_second_fit_by_the_same_trainer_goes_on(store: Path, tmp_path: Path) -> None:

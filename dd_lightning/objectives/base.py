@@ -183,6 +183,9 @@ class MatchingObjective(ABC):
     def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         """Return a candidate's loss as a scalar with a gradient by the synthetic set's parameters."""
 
+    def reset(self) -> None:
+        """Forget an earlier run, before the first step of a new one."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold: tensors and plain values."""
         return {}

@@ -188,6 +188,10 @@ class ClasswiseMatching(MatchingObjective):
                 gradient[batch.rows] = matching.pulled_back(scored.candidate.theta, draw.images, batch, a)
         return known_loss(scored.loss, [problem.synthetic.decoded()], lambda grad: [grad * gradient])
 
+    def reset(self) -> None:
+        """Forget the representatives."""
+        self.load_state_dict({"chosen": None})
+
     def state_dict(self) -> dict[str, Any]:
         """Return the present representatives."""
         return {} if self._representatives is None else self._representatives.state_dict()

@@ -136,14 +136,14 @@ class TrajectoryPool(CandidatePool):
             self._experts, self._size, self.cursors = whole, len(whole), self.cursors[: len(whole)]
             return
         self.store.check(identity)
-        ids, enough = self.store.ids(), wanted if self.train_missing else self.needed_epochs
-        short = [i for i in ids[:size] if self.store.epochs(i) < enough]
+        ids = self.store.ids()
+        short = [i for i in ids[:size] if self.store.epochs(i) < wanted]
         if setup.process.broadcast(len(ids) < size or bool(short)):
             if not self.train_missing:
                 what = f"expert {short[0]} has {self.store.epochs(short[0])} epochs" if short else f"{len(ids)} experts"
                 raise InputError(
                     f"the store {self.store.path} is too small ({what}): the pool needs {size} experts of "
-                    f"{self.needed_epochs} epochs; set train_missing: true, or lower num_experts or max_start_epoch"
+                    f"{wanted} epochs; set train_missing: true, or lower num_experts, train_epochs or max_start_epoch"
                 )
             started = time.perf_counter()
             train_experts(  # processes share them by claims

@@ -186,6 +186,12 @@ def test_what_the_run_cannot_have_is_refused_before_anything_is_trained(tmp_path
     assert not (tmp_path / "new").exists()
 
 
+def test_a_store_shorter_than_train_epochs_is_refused(store: Path) -> None:
+    """Also where the window would do: soft labels are those of the last epoch."""
+    with pytest.raises(InputError, match=r"\(expert 0 has 3 epochs\): the pool needs 4 experts of 5 epochs"):
+        small.pool(store, max_start_epoch=2, train_epochs=5, train_missing=False).prepare(setup())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
