@@ -183,7 +183,7 @@ class MatchingObjective(ABC):
     def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         """Return a candidate's loss as a scalar with a gradient by the synthetic set's parameters."""
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027  (most have no state)
         """Forget an earlier run, before the first step of a new one."""
 
     def state_dict(self) -> dict[str, Any]:
