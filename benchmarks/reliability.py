@@ -3,6 +3,7 @@
     python benchmarks/reliability.py kills --kills 500      # SIGKILL, resume, compare the images bit for bit
     python benchmarks/reliability.py fuzz --inputs 100000   # damaged files: read, or refused by one of our own errors
     python benchmarks/reliability.py soak --kills 30        # one long run, killed and resumed: memory and open files
+    python benchmarks/reliability.py compare                # the first losses of each method against the stored ones
 
 Each part writes its figures to `results/reliability.json` as it goes, and `results/reliability.md` is made of them.
 Processes are forked from one that has imported everything, so a start costs milliseconds. One thread; not on Windows.
@@ -10,9 +11,9 @@ Processes are forked from one that has imported everything, so a start costs mil
 
 import argparse
 import contextlib
+import copy
 import json
 import os
-import platform
 import random
 import resource
 import signal
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,30 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process of se
 
 import torch
 import yaml
+from accuracy_curves import hardware
 
+import dd_lightning
 from dd_lightning.cli.main import main as command
+from dd_lightning.datamodules import DigitsDataModule
+from dd_lightning.distillation import Distillation
 from dd_lightning.functional.errors import DistillationError
 from dd_lightning.functional.formation import Formation
+from dd_lightning.functional.selection import sample_index, selection_probabilities
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.pools import CandidateKey, NetworkPool, PoolSetup, TrajectoryPool, TrajectorySegment
 from dd_lightning.sets.color_spaces import PixelSpace
+from dd_lightning.sets.optimizer import SyntheticOptimizer
+from dd_lightning.sets.real import RealSet
+from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic_file import SyntheticFile, load_synthetic, save_synthetic
 from dd_lightning.trainer.checkpoints import read_checkpoint
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertState, ExpertStore
+from dd_lightning.training.recipes import ExpertRecipe, NetworkRecipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS = 10
-SLOWEST_READ, LARGEST_READ = 1.0, 2**30
+_SETTLED = 8.0  # seconds after which a run has allocated what it needs: some hundred steps
+LARGEST_DIFFERENCE = 1e-6  # stored experts are rounded to float32
 Values = dict[str, Any]
 
 EXPERTS = {"path": "experts", "num_experts": 3, "expert_epochs": 1, "max_start_epoch": 2, "recipe": {"batch_size": 256}}
@@ -172,7 +185,7 @@ def soak(count: int, seed: int, folder: Path, steps: int = 2000) -> Values:
     status: int | None = None
     while status is None:
         process, began, first = run.start(), time.monotonic(), None
-        lifetime = moments.uniform(2.0, 10.0) if figures["kills"] < count else 3600.0
+        lifetime = moments.uniform(1.0, 4.0) if figures["kills"] < count else 3600.0
         while time.monotonic() - began < lifetime:
             finished, code = os.waitpid(process, os.WNOHANG)
             if finished:
@@ -181,7 +194,7 @@ def soak(count: int, seed: int, folder: Path, steps: int = 2000) -> Values:
             with contextlib.suppress(OSError, ValueError):
                 pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
                 files = len(list(Path(f"/proc/{process}/fd").iterdir()))
-                if time.monotonic() - began > 20.0 and first is None:
+                if time.monotonic() - began > _SETTLED and first is None:
                     first = pages, files
                 last = pages, files
             time.sleep(0.05)
@@ -194,6 +207,65 @@ def soak(count: int, seed: int, folder: Path, steps: int = 2000) -> Values:
             figures["open_files"].append([first[1], last[1]])
     figures["exit_status"] = status
     return figures
+
+
+class _DoublePool(TrajectoryPool):
+    """Stored experts, which are float32, as float64."""
+
+    def load(self, key: CandidateKey) -> TrajectorySegment:
+        segment = super().load(key)
+        return TrajectorySegment(key, segment.theta.double(), segment.target.double())
+
+    def networks(self) -> Iterator[torch.Tensor]:
+        yield from (theta.double() for theta in super().networks())
+
+
+def losses(folder: Path, steps: int = 20) -> dict[str, list[float]]:
+    """Return each configuration's first losses, distilled in float64 and without a Trainer."""
+    found: dict[str, list[float]] = {}
+    torch.set_default_dtype(torch.float64)
+    data = DigitsDataModule()
+    real = RealSet(data.train.images.double(), data.train.labels, data.num_classes)
+    for name, (model, selection) in CONFIGURATIONS.items():
+        parts = {key: value for key, value in model.items() if key not in ("objective", "pool")}
+        made = {key: value.pop("init_args") for key, value in copy.deepcopy(model).items() if isinstance(value, dict)}
+        objective = getattr(dd_lightning, model["objective"]["class_path"])(**made["objective"])
+        kind, recipe = (_DoublePool, ExpertRecipe) if "path" in made["pool"] else (NetworkPool, NetworkRecipe)
+        options = made["pool"] | {"recipe": recipe(**made["pool"]["recipe"])}
+        if "path" in options:
+            options["path"] = str(folder / "experts")
+        storage = Storage(**{key: value for key, value in parts.items() if key in Storage.__dataclass_fields__})
+        moves = {key: value for key, value in parts.items() if key in SyntheticOptimizer.__dataclass_fields__}
+        rules = {key: parts[key] for key in ("inner_loop", "clamp") if key in parts}
+        run = Distillation(objective, kind(**options), storage, SyntheticOptimizer(**moves), seed=3, **rules)
+        count = 1 if selection is None else selection["num_candidates"]
+        network = FunctionalNetwork("ConvNet-1-W4", data.image_shape, data.num_classes)
+        soft = storage.labels == "soft"
+        setup = PoolSetup(network, real, "digits", data.fingerprint, seed=3, steps=steps, size=count, soft_labels=soft)
+        synthetic = run.setup(setup, data.space, count)
+        run.draw_initial()
+        optimizer = run.optimizer.build(synthetic, objective.learnable, data.num_classes)
+        found[name] = []
+        for step in range(steps):
+            run.begin(step)
+            keys = run.draw(count)
+            scored = run.score(keys)
+            odds = selection_probabilities(torch.stack([each.loss for each in scored]), 0.5, "high_loss", "none", 0.0)
+            run.select(scored[sample_index(odds, run.context.generator("selection"))], keys)
+            taken = run.take()
+            optimizer.zero_grad()
+            run.loss(taken).backward()
+            run.adjust_gradients()
+            optimizer.step()
+            found[name].append(float(taken.loss))
+        print(f"{name}: {found[name][0]:.12g} .. {found[name][-1]:.12g}", flush=True)
+    return found
+
+
+def compare(found: dict[str, list[float]], golden: dict[str, list[float]]) -> float:
+    """Return the largest relative difference between two sets of losses."""
+    pairs = [pair for name in golden for pair in zip(found[name], golden[name], strict=True)]
+    return max(abs(one - other) / abs(other) for one, other in pairs)
 
 
 def _readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
@@ -325,7 +397,7 @@ def describe(results: Values) -> str:
 def main() -> None:
     """Run one part and write its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["kills", "fuzz", "soak"])
+    parser.add_argument("part", choices=["kills", "fuzz", "soak", "golden", "compare"])
     parser.add_argument("--kills", type=int, default=None, help="SIGKILLs: 500 of `kills`, 30 of `soak`.")
     parser.add_argument("--inputs", type=int, default=100_000, help="Damaged files to read.")
     parser.add_argument("--steps", type=int, default=2000, help="Of the soak.")
@@ -334,7 +406,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder, golden = Path(temporary), options.results / "golden_losses.json"
+        if options.part == "golden":
+            golden.write_text(json.dumps(losses(folder), indent=1) + "\n")
+            return
+        if options.part == "compare":
+            difference = compare(losses(folder), json.loads(golden.read_text()))
+            print(f"largest relative difference: {difference:.2g}")
+            sys.exit(int(not difference < LARGEST_DIFFERENCE))
         if options.part == "kills":
             figures = kills(options.kills or 500, options.seed, folder)
         elif options.part == "soak":
@@ -345,9 +424,9 @@ def main() -> None:
     results = json.loads(place.read_text()) if place.exists() else {}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS)
     results[options.part] = {
-        "command": " ".join(["python", "benchmarks/reliability.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/reliability.py {' '.join(sys.argv[1:]).split(' --results')[0]}",
         "commit": commit.stdout.strip(),
-        "hardware": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread",
+        "hardware": f"{hardware()}, torch {torch.__version__}, 1 thread",
         "figures": figures,
     }
     options.results.mkdir(parents=True, exist_ok=True)

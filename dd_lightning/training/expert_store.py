@@ -167,7 +167,7 @@ class ExpertStore:
                         f"train the experts for at least {epoch} epochs or ask for an earlier one"
                     )
             checksums = json.loads(file.metadata()[METADATA_KEY]).get("checksums")
-            result = torch.empty(len(epochs), width)
+            result = torch.empty(len(epochs), width, dtype=torch.float32)
             for row, epoch in enumerate(epochs):
                 result[row] = part[epoch : epoch + 1][0]
                 if checksums is not None and checksum(result[row]) != checksums["trajectory"][epoch]:
