@@ -716,7 +716,7 @@ def test_a_batch_beyond_all_classes_is_estimated_and_compiled_as_the_largest() -
 def test_one_image_of_a_class_is_refused_where_batch_norm_has_one_value_per_channel() -> None:
     network = FunctionalNetwork(late_norm, SHAPE, CLASSES)
     for objective in (gradient_matching(batch_real=4), bidirectional(batch_real=4)):
-        with pytest.raises(InputError, match="a class has 1 real image, but batch norm in .*late_norm'") as raised:
+        with pytest.raises(InputError, match=r"a class has 1 real image, but batch norm in .*late_norm'") as raised:
             objective.check(network, real_set((14, 1, 12)))
         refusal(raised)
         objective.check(network, real_set())
