@@ -113,6 +113,7 @@ class Distillation:
     ) -> None:
         check_method(objective, pool, optimizer)
         check_range("inner_loop", inner_loop, low=1, hint="null if there are no outer iterations")
+        check_range("seed", seed, low=0, high=2**63 - 1)
         if clamp and inner_loop is None:
             raise InputError("clamp is true, but inner_loop is null; images are clamped every inner_loop steps: set it")
         self.objective, self.pool = objective, pool

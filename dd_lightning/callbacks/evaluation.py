@@ -84,6 +84,8 @@ class EvalCallback(RunCallback):
         name: str | None = None,
     ) -> None:
         check_range("evaluation.every_n_steps", every_n_steps, low=1)
+        if networks is not None and not networks:
+            raise InputError("evaluation.networks is []; name at least one, or null for the run's own network")
         check_range("evaluation.num_networks", num_networks, low=1, hint="5 in the literature")
         check_range(
             "evaluation.num_networks_intermediate",

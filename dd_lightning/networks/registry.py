@@ -132,7 +132,12 @@ def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size
     Raises:
         InputError: If the name is unknown, the path cannot be imported, or the factory returns no module.
     """
-    return _resolve(spec)[1](channels, num_classes, image_size)
+    name, factory = _resolve(spec)
+    try:
+        return factory(channels, num_classes, image_size)
+    except (RuntimeError, MemoryError) as error:  # weights that no memory holds
+        line = " ".join(str(error).split())[:120]
+        raise InputError(f"network {name!r} cannot be built ({line}): give a narrower one") from error
 
 
 def is_import_path(spec: NetworkSpec) -> bool:
