@@ -499,7 +499,7 @@ PYTHON: list[Case] = [
         run(images(30, shape=(2, 8, 8)), images(9, shape=(2, 8, 8)), [dd.SyntheticSetWriter()]),
         2,
     ),
-    ("negative seed", run(seed=-5), 2),
+    ("negative seed", run(seed=-5), Refused("seed is -5; it must be at least 0")),
     ("network as a class", run(network=Good), 2),
     ("network as a function", run(network=lambda *given: Good(*given)), 2),
     (
