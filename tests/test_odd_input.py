@@ -346,6 +346,11 @@ SETS: list[Case] = [
     ("no classes", datasets(images(6), images(6), num_classes=0), Refused("num_classes is 0; it must be at least 1")),
     ("test names in another order", datasets(named(images(6), *"abc"), named(images(6), *"cab")), (3, [2, 0, 1] * 2)),
     ("unknown test name", datasets(named(images(6), *"abc"), named(images(6), *"cax")), Refused("class 2 .* is 'x'")),
+    (
+        "negative test labels",
+        datasets(named(images(6), *"abc"), named(TensorDataset(torch.rand(1, 1, 8, 8), torch.tensor([-1])), *"abc")),
+        Refused("from -1 to"),
+    ),
     ("names of other data", datasets(named(images(6), *"abcd"), images(6)), (3, ORDER)),
     ("equal pixels", equal_pixels, Warned("all pixels of custom are 0.5: look at", 2)),
     ("equal classes", equal_classes, Warned("classes 0 and 1 of custom have the same images", 2)),
@@ -477,6 +482,7 @@ BATCH_8 = dd.GradientMatching(batch_real=8)
 PYTHON: list[Case] = [
     ("more ipc than a class has", run(counts(9, 9, 3), ipc=5, init="noise"), 2),
     ("more real ipc than a class has", run(counts(9, 9, 3), ipc=5), Refused("class 2, the smallest, has 3; .*noise")),
+    ("one class", run(images(9, 1), images(9, 1)), Refused("number of classes is 1; it must be at least 2")),
     ("one image of a class", run(counts(9, 9, 1), ipc=1), 2),
     (
         "one image of a class for k-means",
