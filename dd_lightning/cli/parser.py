@@ -110,6 +110,8 @@ def _describe(message: str, parser: ArgumentParser) -> str:
         return message.rstrip(" .\n")
     value = "null" if found[2] == "None" else repr(found[2].strip("'")[:60])
     names = CLASSES.get(key, {})
+    if nested := re.match(r"NestedArg\(key='([\w.]+)'", found[2]):
+        return f"{key}.{nested[1]} is an option of a class; give {key} one of {', '.join(names)} before it"
     if names or "Expected a dot import path string" in innermost:
         known = f"one of {', '.join(names)} or " * bool(names)
         return f"{key} is {value}, which is no such class; give {known}an import path"

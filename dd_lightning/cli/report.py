@@ -33,7 +33,8 @@ def summary(trainer: Trainer, module: DistillationModule) -> dict[str, Any]:
             }
         if random_real is None and (baseline := evaluation.random_real) is not None:
             name = evaluation.curve_names[baseline.network]
-            random_real = {"network": name, **_accuracies(baseline)}
+            count = sum(min(module.storage.ipc, own) for own in module.problem.real.class_counts)
+            random_real = {"network": name, "images": count, **_accuracies(baseline)}
     pool = module.pool.summary()
     return {
         "images": len(module.synthetic_set),
@@ -80,7 +81,7 @@ def closing_table(result: dict[str, Any]) -> Table:
         if baseline is not None and baseline["network"] == name:
             gain = 100 * (mean_std(last["accuracies"])[0] - mean_std(baseline["accuracies"])[0])
             table.add_row(
-                f"{result['images']} random real images",
+                f"{baseline['images']} random real images",
                 f"{percent(baseline['accuracies'])}  (same recipe; distilled is {gain:+.1f} points)",
             )
         fewer = len(best["accuracies"]) < len(last["accuracies"])

@@ -25,6 +25,8 @@ def renumbered(labels: Tensor, names: Sequence[str], wanted: Sequence[str], what
     Raises:
         InputError: If a name is unknown and others are in another place.
     """
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        return labels  # which is refused where they are used
     if set(names) <= set(wanted):
         return torch.tensor([wanted.index(name) for name in names], device=labels.device)[labels]
     numbers = [str(number) for number in range(max(len(names), len(wanted)))]

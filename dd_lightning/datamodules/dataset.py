@@ -1,7 +1,7 @@
 """Any map-style dataset."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,8 +45,8 @@ class DatasetDataModule(DistillationDataModule):
 
     def __init__(
         self,
-        train_dataset: Dataset[Any],
-        test_dataset: Dataset[Any] | None = None,
+        train_dataset: Dataset[Any] | Sequence[Any],
+        test_dataset: Dataset[Any] | Sequence[Any] | None = None,
         num_classes: int | None = None,
         name: str = "custom",
         root: str = "data",
@@ -75,7 +75,7 @@ class DatasetDataModule(DistillationDataModule):
             images, labels = collect(self._items(dataset, len(dataset)), len(dataset), title)
             few = min(len(dataset), READ_TWICE)
             again, _ = collect(self._items(dataset, few), few, title)
-        if not torch.equal(to_unit(again), to_unit(images[:few])):
+        if not torch.equal(to_unit(again).nan_to_num(), to_unit(images[:few]).nan_to_num()):
             rank_zero_warn(
                 f"items of the {title} differ each time they are read: one random draw of each is used, and the data's "
                 "fingerprint changes with it; remove random transforms"

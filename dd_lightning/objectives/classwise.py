@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dd_lightning.execution.memory import MemoryEstimate
 from dd_lightning.execution.options import Execution
-from dd_lightning.functional.errors import InputError, check_range
+from dd_lightning.functional.errors import check_range
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
@@ -72,6 +72,7 @@ class ClasswiseMatching(MatchingObjective):
     def __post_init__(self) -> None:
         check_range("batch_real", self.batch_real, low=1)
         check_range("batch_syn", self.batch_syn, low=1)
+        self._batch_real = self.batch_real
         self._augmentation = AugmentationPolicy(self.augmentation, self.policy)
         self._representatives: RepresentativeBatches | None = None
         if self.sampling == "representative":
@@ -102,13 +103,9 @@ class ClasswiseMatching(MatchingObjective):
         return NetworkPool()
 
     def check(self, network: FunctionalNetwork, real: RealSet) -> None:
-        """Check that a class has a batch of real images, and that there are features to choose them by."""
-        if self.batch_real > (largest := max(real.class_counts)):
-            raise InputError(
-                f"batch_real is {self.batch_real}, but the largest class has {largest} images; "
-                "lower objective.batch_real"
-            )
-        check_class(network, min(self.batch_real, *real.class_counts), "real", "add images")
+        """Check that the network can normalize a class, and has features to choose real images by."""
+        self._batch_real = min(self.batch_real, max(real.class_counts))
+        check_class(network, min(self._batch_real, *real.class_counts), "real", "add images")
         if self._representatives is not None:
             network.check_features()
 
@@ -208,4 +205,4 @@ class ClasswiseMatching(MatchingObjective):
 
     def _computed(self, network: FunctionalNetwork, execution: Execution) -> ClassMatching:
         how = self.execution or execution
-        return ClassMatching(network, how, self.statistics, self.terms, self.batch_real, self.batch_syn)
+        return ClassMatching(network, how, self.statistics, self.terms, self._batch_real, self.batch_syn)

@@ -14,7 +14,7 @@ CAPTION_HEIGHT = 18  # pixels of a class name above a tile
 
 
 def image_grid(pixels: Tensor, num_classes: int, max_per_class: int = 10, names: Sequence[str] = ()) -> Tensor:
-    """Lay class-sorted images out as a grid, [ch, rows, columns] in [0, 1].
+    """Lay class-sorted images out, [3, rows, columns] in [0, 1]: of many channels the first three, of two one.
 
     With several images per class, each class is a row; with one, rows hold five classes. Pixels are [C*ipc, ch, H, W];
     values outside [0, 1], which learned images have, are clipped. ``names``, if given, stand above the first image of
@@ -22,6 +22,7 @@ def image_grid(pixels: Tensor, num_classes: int, max_per_class: int = 10, names:
     """
     per_class = len(pixels) // num_classes
     shown = pixels.detach().cpu().unflatten(0, (num_classes, per_class))[:, :max_per_class].clamp(0, 1)
+    shown = shown[:, :, : 3 if shown.shape[2] > 2 else 1]
     factor = -(-SMALLEST_TILE // shown.shape[-1])
     large = shown.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     if names:

@@ -58,6 +58,7 @@ class Storage:
 
     def check(self, real: RealSet, network: FunctionalNetwork) -> None:
         """Raise `InputError` if a class has too few images, or the network no features for k-means."""
+        check_range("number of classes", real.num_classes, low=2, hint="one class teaches nothing")
         check_initial(real, self.ipc, self.init, self.decoding)
         if self.init == "kmeans":
             network.check_features()

@@ -124,7 +124,6 @@ NETWORKS = [  # for the small run on live networks
     ("--model.label_lr 0.1", "label_lr is 0.1, .*GradientMatching"),
     ("--model.objective TrajectoryMatching", "TrajectoryMatching .*NetworkPool .*TrajectoryPool"),
     ("--model.objective BidirectionalMatching --model.objective.alpha -1", "alpha is -1"),
-    ("--model.objective.batch_real 147", "batch_real is 147, .*largest.*146"),
     ("--model.objective.batch_real 0", "batch_real is 0"),
     ("--model.objective.batch_syn 0", "batch_syn is 0"),
     ("--model.objective.interval 0 --model.objective.sampling representative", "interval is 0"),
@@ -176,6 +175,10 @@ WRONG_TYPES = [  # no run has these: exit status 2
     ("--data FooDataModule", "data is 'FooDataModule', which is no such class; give one of CIFAR10DataModule, "),
     ("--data dd_lightning.NetworkPool", "data is 'dd_lightning.NetworkPool', which is no such class; give one of"),
     ("--model.objective no.such.Class", "model.objective is 'no.such.Class', but No module named 'no'"),
+    (
+        "--model.objective null --model.objective.batch_real 8",
+        "model.objective.batch_real is an option of a class; give",
+    ),
     ("--selection 5", "selection is '5', which is no such class; give one of TrajectorySelectionCallback or"),
     ("--trainer.callbacks Foo", "trainer.callbacks is 'Foo', which is no such class"),
     ("--trainer.callbacks EarlyStopping", "trainer.callbacks is 'lightning.pytorch.callbacks.EarlyStopping', but"),

@@ -30,6 +30,9 @@ class Recorder(LightningModule):
         self.seen.append(batch)
         return self.weight**2
 
+    def validation_step(self, batch: int, batch_idx: int) -> None:
+        raise AssertionError("a fit has no validations")
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -39,6 +42,7 @@ def make_trainer(root: Path, **options: object) -> Trainer:
         default_root_dir=root,
         accelerator="cpu",
         logger=False,
+        limit_val_batches=0,  # as in a distillation
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,  # type: ignore[arg-type]  # passed on as they come

@@ -1,6 +1,7 @@
 """Gradient and bidirectional matching against a loop over classes written from the equation, on ordinary modules."""
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -676,6 +677,13 @@ def without_classifier(channels: int, num_classes: int, image_size: tuple[int, i
     )
 
 
+def late_norm(channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+    """Build a network that normalizes one value per channel and image."""
+    del image_size
+    layers = {"conv": nn.Conv2d(channels, 2, 3), "pool": nn.AdaptiveAvgPool2d(1), "norm": nn.BatchNorm2d(2)}
+    return nn.Sequential(OrderedDict(layers | {"flat": nn.Flatten(), "classifier": nn.Linear(2, num_classes)}))
+
+
 def perceptron(channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size[0] * image_size[1], num_classes))
 
@@ -695,12 +703,27 @@ def test_a_small_class_limits_only_itself(sampling: Sampling) -> None:
     assert_equals_the_loop(case, draw)
 
 
-def test_batch_real_above_the_largest_class() -> None:
+def test_a_batch_beyond_all_classes_is_estimated_and_compiled_as_the_largest() -> None:
     network = FunctionalNetwork("ConvNet-1-W4", SHAPE, CLASSES)
-    gradient_matching(batch_real=14).check(network, real_set((14, 11, 12)))
-    with pytest.raises(InputError, match="batch_real is 15, but the largest class has 14 images; lower obj") as raised:
-        gradient_matching(batch_real=15).check(network, real_set((14, 11, 12)))
-    refusal(raised)
+    estimates = []
+    for batch_real in (14, 15, 1000):
+        objective = gradient_matching(batch_real=batch_real)
+        objective.check(network, real_set((14, 11, 12)))
+        estimates.append(objective.plan_memory(Workload(network, 6), Execution()).total)
+    assert len(set(estimates)) == 1
+
+
+def test_one_image_of_a_class_is_refused_where_batch_norm_has_one_value_per_channel() -> None:
+    network = FunctionalNetwork(late_norm, SHAPE, CLASSES)
+    for objective in (gradient_matching(batch_real=4), bidirectional(batch_real=4)):
+        with pytest.raises(InputError, match=r"a class has 1 real image, but batch norm in .*late_norm'") as raised:
+            objective.check(network, real_set((14, 1, 12)))
+        refusal(raised)
+        objective.check(network, real_set())
+        with pytest.raises(InputError, match=r"a class has 1 synthetic image, .*; raise ipc") as raised:
+            objective.plan_memory(Workload(network, CLASSES), Execution())
+        refusal(raised)
+        objective.plan_memory(Workload(network, 2 * CLASSES), Execution())
 
 
 def test_networks_that_do_not_fit() -> None:
