@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -22,13 +22,13 @@ from dd_lightning.sets.initial import Initialization
 from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
-from dd_lightning.trainer.checkpoints import check_format, reopen_epoch
+from dd_lightning.trainer.checkpoints import SavedModule, check_format, reopen_epoch
 from dd_lightning.trainer.endings import Endings
 from dd_lightning.trainer.run import TrainerProcess, attached_data, check_trainer, log_scalars, logs_now
 from dd_lightning.trainer.settings import as_plain, check_same_run, from_plain, run_settings
 
 
-class DistillationModule(LightningModule):
+class DistillationModule(SavedModule):
     """Dataset distillation: learns a few images per class by one matching objective.
 
     One batch is one optimizer step is one distillation step t. Without a selection callback, each step learns from a

@@ -155,4 +155,6 @@ def _recipe(file: SyntheticFile, config: Namespace) -> EvaluationRecipe:
     try:
         return EvaluationRecipe(**stored | {"milestones": tuple(stored["milestones"])} | changes)
     except (TypeError, KeyError) as error:
-        raise InputError(f"the file's evaluation recipe is not understood ({error}); name one with --recipe") from error
+        raise InputError(
+            f"the file's evaluation recipe is not understood ({str(error)[:200]}); name one with --recipe"
+        ) from error

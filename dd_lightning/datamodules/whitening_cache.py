@@ -31,7 +31,7 @@ def cached_zca(path: Path, mean: Tensor, fit: Callable[[], ZCA]) -> ZCA:
         if path.exists():
             return _read(path, mean)
     except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        warnings.warn(f"the ZCA cache {path} is damaged ({error}) and is fitted anew", stacklevel=2)
+        warnings.warn(f"the ZCA cache {path} is damaged ({str(error)[:200]}) and is fitted anew", stacklevel=2)
     zca = fit()
     tensors = {name: values.cpu().contiguous() for name, values in zca._asdict().items()}
     try:

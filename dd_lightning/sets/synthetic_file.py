@@ -108,6 +108,9 @@ class SyntheticFile:
             if not bool(tensor.isfinite().all()):
                 raise InputError(f"synthetic {name} are not all finite")
         self.formation.check_size(*self.images.shape[-2:])
+        wanted = {"pixel": 0, "normalized": self.images.shape[1], "zca": self.images[0].numel()}[self.space.kind]
+        if len(means := recipe(self.space).get("mean", self.images[:0])) != wanted:
+            raise InputError(f"the color space {self.space.kind} has {len(means)} means, the images need {wanted}")
 
     @property
     def label_kind(self) -> LabelKind:
@@ -251,7 +254,7 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
     except KeyError as error:
         raise InputError(f"cannot read {path}: it lacks {error}; copy it again or distil it again") from error
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"cannot read {path}: {error}; copy it again or distil it again") from error
+        raise InputError(f"cannot read {path}: {str(error)[:300]}; copy it again or distil it again") from error
 
 
 def checksum(tensor: Tensor) -> int:

@@ -205,7 +205,7 @@ class ExpertStore:
             for name in [*wanted, *stored]:
                 if stored.get(name) != wanted.get(name):
                     raise InputError(
-                        f"{self.file(id)} was made with {name} = {stored.get(name)!r}, this run has "
+                        f"{self.file(id)} was made with {name[:100]} = {repr(stored.get(name))[:100]}, this run has "
                         f"{wanted.get(name)!r}; give this run another expert path, or the setting of the stored experts"
                     )
 
@@ -255,7 +255,7 @@ class ExpertStore:
             except InputError:
                 raise
             except _DAMAGE as error:
-                raise self._unreadable(id, f"its content does not fit together ({error})") from error
+                raise self._unreadable(id, f"its content does not fit together ({str(error)[:200]})") from error
 
     def _unreadable(self, id: int, why: str) -> InputError:
         return InputError(f"cannot read expert {self.file(id)}: {why}; delete it, and it will be trained again")

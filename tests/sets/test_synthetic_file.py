@@ -99,6 +99,9 @@ def test_a_set_that_is_being_learned_can_be_saved(tmp_path: Path) -> None:
         ({"labels": torch.zeros(6, dtype=torch.int32)}, r"hard labels are torch.int32 \[6\]"),
         ({"class_names": ["a"]}, "1 class names for 3 classes"),
         ({"stored_as": "jpeg"}, "stored_as is 'jpeg'; use one of network, pixels"),
+        ({"stored_as": "x" * 5000}, r"^stored_as is 'x{99}; use one of network, pixels$"),
+        ({"space": NormalizedSpace(torch.zeros(1), torch.ones(1))}, "normalized has 1 means, the images need 3"),
+        ({"space": ZCARecipe(torch.rand(59), 0.2)}, "zca has 59 means, the images need 60"),
     ],
 )
 def test_content_that_disagrees_is_refused(change: dict[str, Any], message: str) -> None:
