@@ -35,7 +35,13 @@ from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.whitening import fit_zca
 from dd_lightning.module import DistillationModule
 from dd_lightning.sets.color_spaces import NormalizedSpace, ZCASpace
-from dd_lightning.sets.synthetic_file import METADATA_KEY, SyntheticFile, load_synthetic, save_synthetic
+from dd_lightning.sets.synthetic_file import (
+    METADATA_KEY,
+    SyntheticFile,
+    _checksum_of_text,
+    load_synthetic,
+    save_synthetic,
+)
 from dd_lightning.trainer.checkpoints import check_format, read_checkpoint
 from dd_lightning.training.claims import Claims
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertState, ExpertStore
@@ -145,6 +151,8 @@ def in_metadata(data: bytes, draw: random.Random) -> bytes:
     values = json.loads(header["__metadata__"][key])
     for _ in range(draw.choice([1, 1, 2, 5])):
         _edit(values, draw)
+    if key == METADATA_KEY and isinstance(values.get("checksums"), dict) and "metadata" in values["checksums"]:
+        values["checksums"] |= _checksum_of_text(values)
     text = json.dumps(values)
     if draw.random() < 0.1:
         place = draw.randrange(len(text))

@@ -109,7 +109,8 @@ def read_checkpoint(
         raise InputError(f"--ckpt_path is {str(path)!r}, which is no file; give a checkpoint, or 'last'") from None
     except Exception as error:  # a damaged file raises a different one for each way of damage
         raise InputError(_damaged(path, type(error).__name__)) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("distillation"), dict):
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(parts.get(name), dict) for name in ("distillation", "state_dict")):
         raise InputError(_damaged(path, f"checksum of {damaged}" if damaged else "no run in it"))
     return checkpoint
 
