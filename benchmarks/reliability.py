@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,10 @@ class Watch:
         """What it does now."""
         return self.PHASES[struct.unpack_from("<q", self._shared)[0]]
 
+    def is_in(self, phase: str) -> bool:
+        """Tell whether it is in a phase."""
+        return self.phase == phase
+
     @property
     def step(self) -> int:
         """The step that it takes; -1 before the first one."""
@@ -190,14 +195,22 @@ class Watch:
             setattr(owner, name, within(phase, getattr(owner, name)))
 
 
-def _wait(process: int, seconds: float) -> int | None:
-    """Wait for a process; return its exit status, or kill it and return None."""
+def _wait(process: int, seconds: float, may_die: Callable[[], bool] = lambda: True, more: float = 0.0) -> int | None:
+    """Wait for a process; return its exit status, or kill it and return None.
+
+    Args:
+        process: Its number.
+        seconds: How long it lives at least.
+        may_die: Asked from then on.
+        more: Seconds that it lives after that.
+    """
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or not may_die():
         finished, status = os.waitpid(process, os.WNOHANG)
         if finished:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
+        time.sleep(0.0005)
+    time.sleep(more)
     _kill(process)
     return None
 
@@ -208,7 +221,10 @@ def _kill(process: int) -> None:
 
 
 def kills(count: int, seed: int, folder: Path, report: Callable[[Values], None]) -> Values:
-    """Kill runs of each configuration at random moments until `count` kills are reached in all."""
+    """Kill runs of each configuration at random moments until `count` kills are reached in all.
+
+    Half of them strike at any time, half wait for one of the phases, drawn at random, some of which are short.
+    """
     figures: Values = {"kills": 0, "runs": 0, "equal": 0, "killed in": dict.fromkeys(Watch.PHASES, 0)}
     figures["configuration"] = {}
     moments, watch = random.Random(seed), Watch(STEPS)
@@ -223,7 +239,12 @@ def kills(count: int, seed: int, folder: Path, report: Callable[[Values], None])
             run, status = Run(folder / name / str(own["runs"]), name), None
             while status is None:
                 watch.reset()
-                status = _wait(run.start(watch), moments.uniform(0.02, 1.0) * seconds)
+                life, target = moments.uniform(0.02, 1.0) * seconds, moments.choice(Watch.PHASES[1:])
+                process, more = run.start(watch), moments.uniform(0, 0.005)
+                if moments.random() < 0.5:
+                    status = _wait(process, life)
+                else:
+                    status = _wait(process, life / 4, partial(watch.is_in, target), more)
                 if status is None:
                     own["kills"] += 1
                     figures["killed in"][watch.phase] += 1
