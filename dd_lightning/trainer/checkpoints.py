@@ -109,10 +109,10 @@ def read_checkpoint(
         raise InputError(f"--ckpt_path is {str(path)!r}, which is no file; give a checkpoint, or 'last'") from None
     except Exception as error:  # a damaged file raises a different one for each way of damage
         raise InputError(_damaged(path, type(error).__name__)) from error
-    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    parts: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
     if not all(isinstance(parts.get(name), dict) for name in ("distillation", "state_dict")):
         raise InputError(_damaged(path, f"checksum of {damaged}" if damaged else "no run in it"))
-    return checkpoint
+    return parts
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
