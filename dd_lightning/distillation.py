@@ -24,10 +24,12 @@ from dd_lightning.execution.cost import CostMeter
 from dd_lightning.execution.memory import MemoryEstimate, MemoryPart, explain_oom
 from dd_lightning.functional.errors import DivergenceError, InputError, check_range
 from dd_lightning.functional.random import StepContext
+from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import MatchingObjective, Problem, ScoredCandidate, Workload
 from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup, teacher_logits
 from dd_lightning.sets.color_spaces import ColorSpace
 from dd_lightning.sets.optimizer import ImageGradient, SyntheticOptimizer
+from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import SyntheticSet
 
@@ -66,6 +68,8 @@ def check_method(objective: MatchingObjective, pool: CandidatePool, optimizer: S
         InputError: If not.
     """
     name = type(objective).__name__
+    if not isinstance(pool, CandidatePool):
+        raise InputError(f"pool is {pool!r}; give a {type(objective.default_pool()).__name__}, or null for the default")
     if not issubclass(pool.candidate_type, objective.candidate_type):
         raise InputError(
             f"{name} learns from {objective.candidate_type.__name__}, but {type(pool).__name__} gives "
@@ -109,17 +113,14 @@ class Distillation:
     ) -> None:
         check_method(objective, pool, optimizer)
         check_range("inner_loop", inner_loop, low=1, hint="null if there are no outer iterations")
+        check_range("seed", seed, low=0, high=2**63 - 1)
         if clamp and inner_loop is None:
             raise InputError("clamp is true, but inner_loop is null; images are clamped every inner_loop steps: set it")
-        self.objective = objective
-        self.pool = pool
-        self.storage = storage
-        self.optimizer = optimizer
-        self.inner_loop = inner_loop
-        self.clamp = clamp
+        self.objective, self.pool = objective, pool
+        self.storage, self.optimizer = storage, optimizer
+        self.inner_loop, self.clamp = inner_loop, clamp
         self.on_nonfinite: OnNonfinite = on_nonfinite
-        self.seed = seed
-        self.rank = 0
+        self.seed, self.rank = seed, 0
         self.memory = MemoryEstimate(())
         self._problem: Problem | None = None
         self._valid_pixels: tuple[Tensor, Tensor] | None = None
@@ -154,7 +155,7 @@ class Distillation:
         synthetic: SyntheticSet | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> SyntheticSet:
-        """Check all options against data and network, then prepare the pool.
+        """Check all options against data and network, prepare the pool, and return S on the data's device.
 
         Args:
             setup: Data, network and all that the pool needs. Unless it ``continues``, an earlier run is forgotten.
@@ -162,26 +163,29 @@ class Distillation:
             candidates: How many each step scores.
             synthetic: S of an earlier run or a checkpoint; None makes one, without values yet.
             say: Shows a line to whoever is going to wait.
-
-        Returns:
-            S, on the device of the real set.
         """
         network, real = setup.network, setup.real
+        check_method(self.objective, self.pool, self.optimizer)
         self.storage.check(real, network)
         self.objective.check(network, real)
         if synthetic is None:
             synthetic = self.storage.empty(real, space, self.optimizer.student_lr)
-        synthetic.use_space(space)
-        self._problem, self.rank = Problem(synthetic, real, network), setup.process.rank
+        self.attach(synthetic, real, network, space)
+        self.rank = setup.process.rank
         self._valid_pixels = self.storage.valid_pixels(synthetic, space) if self.clamp else None
-        device = real.images.device
         if not setup.continues:
-            self._reset(device)
+            self._reset(real.images.device)
         self.memory = self._plan_memory(setup, candidates)
-        say(f"memory of a step on {device}: {self.memory}")
-        network.to(device)
+        say(f"memory of a step on {real.images.device}: {self.memory}")
+        network.to(real.images.device)
         self.pool.prepare(setup)
         return synthetic
+
+    def attach(self, synthetic: SyntheticSet, real: RealSet, network: FunctionalNetwork, space: ColorSpace) -> None:
+        """Bring S together with data in a color space and a network: enough to evaluate S."""
+        self.storage.check_set(synthetic, real)
+        synthetic.use_space(space)
+        self._problem = Problem(synthetic, real, network)
 
     def _plan_memory(self, setup: PoolSetup, candidates: int) -> MemoryEstimate:
         """Estimate the peak of a step, with the network still on the CPU: the same numbers for every device."""
@@ -412,6 +416,5 @@ class Distillation:
         self._image_gradient.load_state_dict(state["image_gradient"])
         due = state["refresh_due"]
         self._refresh_due = None if due is None else (tuple(due[0]), [tuple(key) for key in due[1]])
-        self.candidate_evaluations = state["candidate_evaluations"]
-        self.skipped_steps = state["skipped_steps"]
+        self.candidate_evaluations, self.skipped_steps = state["candidate_evaluations"], state["skipped_steps"]
         self.cost = CostMeter(self.problem.real.images.device, state["seconds"])

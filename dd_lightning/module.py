@@ -4,28 +4,34 @@ import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from dd_lightning.datamodules import DistillationDataModule
 from dd_lightning.distillation import Demand, Distillation, OnNonfinite
 from dd_lightning.execution.options import Execution
+from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.formation import FormationKind
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
-from dd_lightning.objectives import MatchingObjective, Problem, TrajectoryMatching
-from dd_lightning.pools import CandidatePool, PoolSetup
+from dd_lightning.objectives import MatchingObjective, ObjectiveName, Problem, make_objective
+from dd_lightning.pools import CandidatePool
 from dd_lightning.sets.initial import Initialization
 from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
 from dd_lightning.trainer.checkpoints import SavedModule, check_format, reopen_epoch
 from dd_lightning.trainer.endings import Endings
-from dd_lightning.trainer.run import TrainerProcess, attached_data, check_trainer, log_scalars, logs_now
+from dd_lightning.trainer.run import TrainerProcess, attached_data, check_trainer, log_step, pool_setup, share_version
 from dd_lightning.trainer.settings import as_plain, check_same_run, from_plain, run_settings
+
+
+def _of_run(name: str) -> Any:  # noqa: ANN401  (whatever it is)
+    return property(attrgetter(f"distillation.{name}"), lambda module, value: setattr(module.distillation, name, value))
 
 
 class DistillationModule(SavedModule):
@@ -35,7 +41,7 @@ class DistillationModule(SavedModule):
     uniformly drawn candidate: the base method.
 
     Args:
-        objective: Matching objective; null is trajectory matching with its defaults.
+        objective: Matching objective, or ``mtt``, ``idc``, ``dream_plus`` or ``dm`` with its defaults; null is ``mtt``.
         pool: Where candidates come from; null is the objective's own kind of pool with its defaults.
         network: Architecture of students and experts: a name (``ConvNet-3-W32``), an import path or a factory.
         ipc: Stored images per class.
@@ -64,9 +70,16 @@ class DistillationModule(SavedModule):
         InputError: If a value is out of range, or objective and pool do not go together.
     """
 
+    # kept by the run alone: who sets one here sets it there
+    objective: MatchingObjective = _of_run("objective")
+    pool: CandidatePool = _of_run("pool")
+    storage: Storage = _of_run("storage")
+    optimizer: SyntheticOptimizer = _of_run("optimizer")
+    problem: Problem = _of_run("problem")
+
     def __init__(
         self,
-        objective: MatchingObjective | None = None,
+        objective: MatchingObjective | ObjectiveName | None = None,
         pool: CandidatePool | None = None,
         network: NetworkSpec = "ConvNet-3",
         ipc: int = 1,
@@ -94,18 +107,18 @@ class DistillationModule(SavedModule):
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        objective = options["objective"] = from_plain("objective", objective) or TrajectoryMatching()
+        objective = options["objective"] = make_objective(from_plain("objective", objective) or "mtt")
         pool = options["pool"] = from_plain("pool", pool) or objective.default_pool()
         execution = options["execution"] = from_plain("execution", execution)
         self.save_hyperparameters(as_plain(options), logger=False)
-        self.storage = Storage(**{field.name: options[field.name] for field in fields(Storage)})
-        self.optimizer = SyntheticOptimizer(**{f.name: options[f.name] for f in fields(SyntheticOptimizer)})
-        self.objective, self.pool = objective, pool
+        storage = Storage(**{field.name: options[field.name] for field in fields(Storage)})
+        optimizer = SyntheticOptimizer(**{f.name: options[f.name] for f in fields(SyntheticOptimizer)})
         rules: dict[str, Any] = {"inner_loop": inner_loop, "clamp": clamp, "on_nonfinite": on_nonfinite, "seed": seed}
-        self.distillation = Distillation(objective, pool, self.storage, self.optimizer, **rules)
+        self.distillation = Distillation(objective, pool, storage, optimizer, **rules)
         self.network_spec, self.execution = network, execution
         self.synthetic: SyntheticSet | None = None
         self.demand = Demand()  # a selection says what it needs before `setup`
+        self.measured: dict[str, float] = {}  # evaluations say what, before `validation_step` and `test_step`
         self._initialized = self._skipped = False
         self._settings: dict[str, Any] = {}
         self._last_trainer: weakref.ref[Trainer] | None = None
@@ -114,41 +127,30 @@ class DistillationModule(SavedModule):
     def synthetic_set(self) -> SyntheticSet:
         """The synthetic set; it exists once the module is set up or loaded."""
         if self.synthetic is None:
-            raise RuntimeError("the synthetic set does not exist yet: fit the module, or load a checkpoint")
+            raise InputError("the synthetic set does not exist yet: fit the module, or load a checkpoint")
         return self.synthetic
-
-    @property
-    def problem(self) -> Problem:
-        """Synthetic set, real set and network; they exist once the module is set up."""
-        return self.distillation.problem
 
     @property
     def datamodule(self) -> DistillationDataModule:
         """The data that the Trainer was given."""
         return attached_data(self.trainer)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Add none; it is the last moment before data modules are used, and loggers make their folders."""
+        attached_data(self.trainer)
+        share_version(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
         """Check all options against data and network, and prepare the pool (training missing experts)."""
+        self.trainer.limit_val_batches = int(stage != "fit")  # a fit's callbacks evaluate
         if stage != "fit":
             return
         Endings.attach(check_trainer(self.trainer))
         data, demand = self.datamodule.to(self.trainer.strategy.root_device), self.demand
-        setup = PoolSetup(
-            FunctionalNetwork(self.network_spec, data.image_shape, data.num_classes),
-            data.train,
-            data.name,
-            data.fingerprint,
-            held_out=data.test,
-            seed=self.distillation.seed,
-            steps=self.trainer.max_steps,
-            size=demand.pool_size,
-            keeps_candidates=demand.keeps_candidates,
-            soft_labels=self.storage.labels == "soft",
-            continues=self._last_trainer is not None and self._last_trainer() is self.trainer,
-            execution=self.execution,
-            process=TrainerProcess(self.trainer),
-            progress_bar=self.trainer.progress_bar_callback is not None,
-        )
+        network = FunctionalNetwork(self.network_spec, data.image_shape, data.num_classes)
+        continues = self._last_trainer is not None and self._last_trainer() is self.trainer
+        setup = pool_setup(self.trainer, self.distillation, network, demand, self.execution, continues)
         self.synthetic = self.distillation.setup(setup, data.space, demand.candidates, self.synthetic, rank_zero_info)
         self._settings = run_settings(self.hparams, self.objective, self.pool, data.fingerprint, demand.selection)
         self._last_trainer, self.demand = weakref.ref(self.trainer), Demand()
@@ -177,15 +179,21 @@ class DistillationModule(SavedModule):
         (run := self.distillation).begin(self.global_step)
         scored = run.take()
         self.log("loss", scored.loss, prog_bar=True, logger=False)
-        if logs_now(self.trainer):
-            log_scalars(self.trainer, run.scalars(scored))
-            if run.outer_iteration is not None:
-                log_scalars(self.trainer, {"outer/loss": float(scored.loss)}, run.outer_iteration)
+        log_step(self.trainer, run, scored)
         self._skipped = TrainerProcess(self.trainer).any(run.skips(scored))
         if not self._skipped:
             return run.loss(scored)
         # without effect on S, and not None, which Lightning refuses under several processes
         return torch.stack([p.sum() for p in self.synthetic_set.parameters() if p.requires_grad]).sum() * 0
+
+    def validation_step(self, batch: int, batch_idx: int) -> None:
+        """Return what the Trainer's evaluations have measured of S."""
+        del batch, batch_idx
+        if not self.measured:
+            raise InputError("nothing evaluates the set; give the Trainer an EvalCallback: callbacks=[EvalCallback()]")
+        self.log_dict(self.measured, batch_size=1)
+
+    test_step = validation_step
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Lightning's own signature)
         """Compute the gradient by the images."""

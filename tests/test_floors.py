@@ -55,6 +55,7 @@ def test_imports_go_down(path: Path) -> None:
                 "typing",
                 "math",
                 "hashlib",
+                "numbers",
             }
             assert package in allowed, f"functional imports {module}"
 

@@ -48,6 +48,7 @@ def test_ci_finds_the_test_command() -> None:
     assert '-m "not slow"' in lines[0]
 
 
+@pytest.mark.filterwarnings("ignore:.*will not be saved")
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = blocks(README, "python")
     small = {

@@ -1,12 +1,12 @@
 """Accuracy-against-step curves of the synthetic set."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from dd_lightning.callbacks.accuracy_curve import AccuracyCurve, EvaluationPoint
@@ -14,16 +14,18 @@ from dd_lightning.callbacks.attached import RunCallback, as_distillation
 from dd_lightning.callbacks.tensorboard import lay_out_bands, log_hyperparameters
 from dd_lightning.execution.memory import explain_oom
 from dd_lightning.execution.options import Execution
-from dd_lightning.functional.errors import InputError, check_range
+from dd_lightning.functional.errors import DistillationError, InputError, check_range
 from dd_lightning.functional.random import step_generator
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
-from dd_lightning.sets.initial import class_labels, initial_images
 from dd_lightning.sets.real import RealSet
-from dd_lightning.trainer.run import log_scalars
-from dd_lightning.training.evaluation import Evaluation, get_recipe
+from dd_lightning.trainer.run import log_scalars, run_folder
+from dd_lightning.training.evaluation import Evaluation, EvaluationRecipe, get_recipe
+from dd_lightning.training.parallel_networks import check_batches
 from dd_lightning.training.progress import epoch_bar
+
+Split = Literal["test", "val"]
 
 REMEDY = "set smaller evaluation.num_networks, or smaller evaluation.networks"
 """What a person can do where an evaluation needs more memory than there is."""
@@ -52,7 +54,7 @@ class EvalCallback(RunCallback):
         num_networks_intermediate: Fresh networks per architecture at the points before the last step, at most
             ``num_networks``: the first ones of those, so a curve costs less and its end is what it would have been. A
             deviation is given of two networks and more. Null is ``num_networks``.
-        recipe: Published protocol: ``mtt``, or ``idc``.
+        recipe: Published protocol, ``mtt`` or ``idc``; or one of your own.
         epochs: Epochs, if other than the protocol's.
         augmentation: DSA strategy, if other than the protocol's; "none" switches it off.
         split: Held-out data to test on: ``test``, or ``val`` where the data has a ``val_fraction``.
@@ -70,18 +72,20 @@ class EvalCallback(RunCallback):
     def __init__(
         self,
         every_n_steps: int = 100,
-        networks: list[str] | None = None,
+        networks: Sequence[NetworkSpec] | None = None,
         num_networks: int = 5,
-        recipe: str = "mtt",
+        recipe: str | EvaluationRecipe = "mtt",
         epochs: int | None = None,
         augmentation: str | None = None,
-        split: Literal["test", "val"] = "test",
+        split: Split = "test",
         compare_random: bool = True,
         num_networks_intermediate: int | None = None,
         execution: Execution | None = None,
         name: str | None = None,
     ) -> None:
         check_range("evaluation.every_n_steps", every_n_steps, low=1)
+        if networks is not None and not networks:
+            raise InputError("evaluation.networks is []; name at least one, or null for the run's own network")
         check_range("evaluation.num_networks", num_networks, low=1, hint="5 in the literature")
         check_range(
             "evaluation.num_networks_intermediate",
@@ -91,15 +95,16 @@ class EvalCallback(RunCallback):
             hint="null for num_networks at every point",
         )
         self.every_n_steps = every_n_steps
+        networks = [networks] if isinstance(networks, str) else networks
         self.network_specs = networks
         self.num_networks = num_networks
         self.num_networks_intermediate = num_networks_intermediate or num_networks
         self.execution = execution
         self.recipe = get_recipe(recipe, epochs, augmentation)
-        kind = [recipe] * (recipe != "mtt") + [split] * (split != "test")
+        kind = [recipe if isinstance(recipe, str) else "own"] * (recipe != "mtt") + [split] * (split != "test")
         self._suffix = name or "_".join(kind)
         self._label = name or "_".join([*map(network_name, networks or []), *kind])
-        self.split: Literal["test", "val"] = split
+        self.split: Split = split
         self.compare_random = compare_random
         self._counted = num_networks_intermediate is not None
         self._networks: list[FunctionalNetwork] = []
@@ -123,21 +128,41 @@ class EvalCallback(RunCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Build the architectures: if they or the split do not exist, fail before the module trains experts."""
         super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
         module, device = as_distillation(pl_module), trainer.strategy.root_device
         data, evaluations = module.datamodule, _evaluations(trainer)
         if self is evaluations[0]:
             curves: set[str] = set()
             for each in evaluations:
                 each._name_curves(module.network_spec, curves)
-            _check_monitors(trainer)
+            if stage == "fit":
+                _check_monitors(trainer)
         else:
             self._file = f"evaluation_{_without_slashes(self._label)}.csv"
-        self._held_out = data.to(device).held_out(self.split)
+        split: dict[str, Split] = {"validate": "val", "test": "test"}
+        self._held_out = data.to(device).held_out(split.get(stage, self.split))
         specs = self._specs(module.network_spec)
         self._networks = [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]
         self._evaluations = {}
+        trained_on = module.storage.effective_ipc * data.num_classes
+        for network in self._networks:
+            check_batches(network, trained_on, self.recipe.batch_size)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Measure the set on the data of ``Trainer.validate``: those that were held out of the training data."""
+        module, device = as_distillation(pl_module), trainer.strategy.root_device
+        data = module.datamodule
+        network = FunctionalNetwork(module.network_spec, data.image_shape, data.num_classes).to(device)
+        curve = AccuracyCurve(self.num_networks, self._counted, len(self.recipe.validation_epochs) > 1)
+        with torch.inference_mode(False):
+            module.distillation.attach(module.synthetic_set, data.train, network, data.space)
+            curve.points = self._measured(module, self.num_networks)
+        if self is _evaluations(trainer)[0]:
+            module.measured = {}
+        module.measured |= curve.scalars(module.global_step, self.curve_names)
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Measure the set on the test data."""
+        self.on_validation_batch_start(trainer, pl_module)
 
     def _specs(self, default: NetworkSpec) -> Sequence[NetworkSpec]:
         return self.network_specs or [default]
@@ -161,6 +186,7 @@ class EvalCallback(RunCallback):
         """Evaluate step 0, or bring the curve of a resumed run into its new logs."""
         super().on_train_start(trainer, pl_module)
         module, curve, now = as_distillation(pl_module), self.curve, trainer.global_step
+        run_folder(trainer, self._file)
         if self is (evaluations := _evaluations(trainer))[0]:
             lay_out_bands(trainer, [name for each in evaluations for name in each.curve_names.values()])
             log_hyperparameters(module)
@@ -206,13 +232,14 @@ class EvalCallback(RunCallback):
         module = as_distillation(pl_module)
         self._evaluate_last(module)  # unless that is done: a run may end before its epoch does
         if self.compare_random:
-            # as many as are stored: what a budget of that many whole images is worth
-            real, ipc = module.problem.real, module.storage.ipc
-            images = initial_images(real, ipc, "real", step_generator(module.distillation.seed, 0, "random-real"))
-            labels = class_labels(real.num_classes, ipc).to(images.device)
-            self.random_real = self._train_and_test(
-                module, self._networks[0], images, labels, "random real images", self.num_networks
-            )
+            # as many as are stored, or there are: what a budget of that many whole images is worth
+            real, draws = module.problem.real, step_generator(module.distillation.seed, 0, "random-real")
+            rows = real.sample_per_class(module.storage.ipc, draws)
+            given = module, self._networks[0], real.images[rows], real.labels[rows], "random real images"
+            try:
+                self.random_real = self._train_and_test(*given, self.num_networks)
+            except DistillationError as error:  # the run has its result
+                rank_zero_warn(f"there is no comparison with random real images: {error}")
         if self is _evaluations(trainer)[0]:
             log_hyperparameters(module, finished=True)
 
@@ -236,11 +263,7 @@ class EvalCallback(RunCallback):
         return self.curve.best(network or self._networks[0].name)
 
     def _evaluate(self, module: DistillationModule, count: int) -> None:
-        synthetic = module.synthetic_set
-        images, targets = synthetic.decoded().detach(), synthetic.decoded_targets().detach()
-        self.curve.points += [
-            self._train_and_test(module, network, images, targets, "evaluation", count) for network in self._networks
-        ]
+        self.curve.points += self._measured(module, count)
         metrics = self._log(module, module.global_step)
         self._write_csv(module.trainer)
         for callback in _monitors(module.trainer):
@@ -250,10 +273,18 @@ class EvalCallback(RunCallback):
                 callback.on_train_epoch_end(module.trainer, module)
                 callback.on_validation_end(module.trainer, module)
 
+    def _measured(self, module: DistillationModule, count: int) -> list[EvaluationPoint]:
+        images, targets = (
+            part.detach() for part in (module.synthetic_set.decoded(), module.synthetic_set.decoded_targets())
+        )
+        return [
+            self._train_and_test(module, network, images, targets, "evaluation", count) for network in self._networks
+        ]
+
     def _write_csv(self, trainer: Trainer) -> None:
-        folder = trainer.log_dir  # asked for by all processes: it is a broadcast
+        folder = run_folder(trainer)
         if trainer.is_global_zero and folder is not None:
-            write_atomically(Path(folder) / self._file, self.curve.csv().encode())
+            write_atomically(folder / self._file, self.curve.csv().encode())
 
     def _train_and_test(
         self,

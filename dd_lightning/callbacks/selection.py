@@ -67,13 +67,14 @@ class TrajectorySelectionCallback(RunCallback):
             (not in the paper).
         normalize: Divide the losses by their ``mean`` or by their standard deviation (``zscore``) first. MTT's losses
             are near 1 and make the choice nearly uniform; sums in the hundreds make it an argmax.
-        pool_size: N, the candidates the pool must hold; null leaves the pool as it is.
+        pool_size: N, the candidates the pool must hold: a smaller pool grows, or trains the experts that it lacks. Null
+            is ``num_candidates``.
         every_n_steps: Select at every n-th step and keep the choice in between.
         refresh_per_step: Candidates that are drawn and scored at each selection; null is all M.
         score_steps: Inner steps that candidates are scored by; null is all.
 
     Raises:
-        InputError: If a value is out of range, M exceeds the pool, or the objective or the pool cannot do it.
+        InputError: If a value is out of range, or the objective or the pool cannot do it.
 
     References:
         Chen et al., DynaDistill: Leveraging Real-Time Feedback for Effective Dataset Distillation, CVPRW 2024.
@@ -127,15 +128,11 @@ class TrajectorySelectionCallback(RunCallback):
         keeps = self.refresh_per_step is not None
         options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         options["class"] = type(self).__name__
-        module.demand = Demand(self.num_candidates, self.pool_size or 1, keeps_candidates=keeps, selection=options)
+        size = self.pool_size or self.num_candidates
+        module.demand = Demand(self.num_candidates, size, keeps_candidates=keeps, selection=options)
 
     def _check(self, module: DistillationModule, processes: int) -> None:
         """Refuse what pool or objective cannot do."""
-        if self.pool_size is None and self.num_candidates > len(module.pool):
-            raise InputError(
-                f"num_candidates is {self.num_candidates}, but the pool holds {len(module.pool)}; "
-                "lower selection.num_candidates or set selection.pool_size"
-            )
         if self.refresh_per_step is not None and processes > 1:
             raise InputError(
                 f"refresh_per_step is {self.refresh_per_step}, but trainer runs {processes} processes: each would keep "

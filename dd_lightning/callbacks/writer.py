@@ -1,7 +1,6 @@
 """The synthetic set as files and as a picture in TensorBoard."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +15,7 @@ from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.pictures import image_grid, png_bytes
 from dd_lightning.sets.synthetic_file import SyntheticFile, save_synthetic
+from dd_lightning.trainer.run import run_folder
 
 
 class SyntheticSetWriter(RunCallback):
@@ -45,6 +45,7 @@ class SyntheticSetWriter(RunCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the initial set, and show how the run was started."""
         super().on_train_start(trainer, pl_module)
+        run_folder(trainer, self.FILE, self.PICTURE)
         config = yaml.safe_dump(self.config, sort_keys=False) if self.config else ""
         log_texts(trainer, command=self.command, config=config)
         self.write(trainer, pl_module)
@@ -81,14 +82,15 @@ class SyntheticSetWriter(RunCallback):
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the current set, file and picture."""
         module = as_distillation(pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked for by all processes: it is a broadcast
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         recipe = next((asdict(c.recipe) for c in trainer.callbacks if isinstance(c, EvalCallback)), {})  # type: ignore[attr-defined]
         file = synthetic_file(module, trainer.global_step, recipe, self.config)
-        save_synthetic(folder / self.FILE, file)
         grid = image_grid(file.stored_pixels(), file.num_classes, self.max_per_class, file.class_names)
-        write_atomically(folder / self.PICTURE, png_bytes(grid))
+        if folder is not None:
+            save_synthetic(folder / self.FILE, file)
+            write_atomically(folder / self.PICTURE, png_bytes(grid))
         for board in writers(trainer):
             board.add_image("synthetic", grid, trainer.global_step)
 

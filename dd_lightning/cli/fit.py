@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -154,9 +155,12 @@ class DistillationCLI(LightningCLI):
             names = {"save_dir": self.config.runs, "name": self.run_name}
             events = TensorBoardLogger(**names, default_hp_metric=False)
             config["logger"] = [CSVLogger(**names, version=events.version), events]
+        devices, cores = str(config.get("devices")), os.cpu_count() or 1
+        if config.get("accelerator") == "cpu" and devices.isdigit() and int(devices) > cores:
+            raise InputError(f"trainer.devices is {devices}; it must be at most {cores}, the CPU's threads")
         try:
             return super()._instantiate_trainer(config, [*(c for c in chosen if c is not None), *callbacks])
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             raise InputError(f"the Trainer refuses its options: {error}") from error
 
 

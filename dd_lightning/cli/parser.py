@@ -44,6 +44,7 @@ _TYPE_NAMES = {
     "float": "a number",
     "int": "an integer",
     "list": "a list",
+    "Sequence": "a list",
     "str": "a string",
 }
 

@@ -138,6 +138,12 @@ class DistillationDataModule(LightningDataModule, ABC):
             raise InputError("there is no trainer to take steps from: pass the data module to Trainer.fit")
         return StepLoader(self.trainer)
 
+    def val_dataloader(self) -> list[list[int]]:
+        """Return a loader of one batch, in which a set is evaluated."""
+        return [[0]]
+
+    test_dataloader = val_dataloader
+
     def held_out(self, split: Literal["test", "val"]) -> RealSet:
         """Return the images that evaluation may use.
 

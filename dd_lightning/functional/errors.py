@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from numbers import Real
 
 
 class DistillationError(Exception):
@@ -51,6 +52,8 @@ def check_range(
     """
     if value is None:
         return
+    if not isinstance(value, Real):
+        raise InputError(f"{option} is {value!r}; it must be a number")
     above = value > low if exclude_low else value >= low
     below = value < high if exclude_high else value <= high
     if above and below and math.isfinite(value):

@@ -12,7 +12,7 @@ from dd_lightning.execution.precision import Parameters, Precision, in_precision
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.losses import classification_loss
 from dd_lightning.functional.products import Loss
-from dd_lightning.networks.registry import NetworkSpec, build_network, network_name
+from dd_lightning.networks.registry import NetworkSpec, build_network, is_import_path, network_name
 
 RUNNING = ("running_mean", "running_var")  # what torch's batch norms call their running statistics
 
@@ -77,6 +77,8 @@ class FunctionalNetwork:
             norms[name].register_forward_pre_hook(_collect)
         self._template = template.eval().requires_grad_(False)
         self.vmappable = not any(True for _ in template.buffers())
+        if not isinstance(spec, str) or is_import_path(spec):
+            self._check_logits()
         self._body: nn.Module | None = None
         if isinstance(getattr(template, "classifier", None), nn.Module):
             self._body = deepcopy(template)
@@ -145,6 +147,16 @@ class FunctionalNetwork:
                 "images of a batch at once; set execution.micro_batch: null, or use another norm"
             )
 
+    def takes(self, batch: int) -> bool:
+        """Tell whether a batch of so many images leaves each batch norm several values per channel: a variance."""
+        if not self.uses_batch_statistics or batch > 1:
+            return True
+        try:
+            self(torch.zeros(self.num_parameters), torch.zeros(batch, *self.image_shape))
+        except ValueError:  # torch's own, before it computes anything
+            return False
+        return True
+
     def split(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Return the parameters as views into ``theta [P]`` (else an `InputError`), in their own shapes, in order."""
         if tuple(theta.shape) != (self.num_parameters,):
@@ -195,6 +207,22 @@ class FunctionalNetwork:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             return build_network(self._spec, channels, self.num_classes, (height, width))
+
+    def _check_logits(self) -> None:
+        """Try somebody's own network on two blank images."""
+        try:
+            with torch.no_grad():
+                logits = self(self.flatten(self._template), torch.zeros(2, *self.image_shape))
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"network {self.name!r} does not take images {list(self.image_shape)} ({type(error).__name__}: {line})"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.shape != (2, self.num_classes):
+            gives = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise InputError(
+                f"network {self.name!r} gives {gives} for 2 images: logits [2, {self.num_classes}] are needed"
+            )
 
     def _run(self, module: nn.Module, theta: Parameters, images: Tensor, statistics: dict[str, Tensor]) -> Tensor:
         """Call a module; the statistics become what it has put in their place."""

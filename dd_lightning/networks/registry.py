@@ -6,6 +6,7 @@ A network is a name such as ``ConvNet-3-W64`` or ``torchvision/resnet50``, an im
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -132,10 +133,11 @@ def build_network(spec: NetworkSpec, channels: int, num_classes: int, image_size
         InputError: If the name is unknown, the path cannot be imported, or the factory returns no module.
     """
     name, factory = _resolve(spec)
-    network = factory(channels, num_classes, image_size)
-    if not isinstance(network, nn.Module):
-        raise InputError(f"network {name!r} gave a {type(network).__name__}: its factory must return a torch.nn.Module")
-    return network
+    try:
+        return factory(channels, num_classes, image_size)
+    except (RuntimeError, MemoryError) as error:  # weights that no memory holds
+        line = " ".join(str(error).split())[:120]
+        raise InputError(f"network {name!r} cannot be built ({line}): give a narrower one") from error
 
 
 def is_import_path(spec: NetworkSpec) -> bool:
@@ -158,12 +160,12 @@ def network_name(spec: NetworkSpec) -> str:
 
 def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
     if not isinstance(spec, str):
-        return _factory_name(spec), spec
+        return _checked(_factory_name(spec), spec)
     if "/" in spec:  # first: a package's model may have a dot in its name
         package, *parts = spec.split("/")
         family = f"{package}/"
     elif is_import_path(spec):
-        return _import_factory(spec)
+        return _checked(*_import_factory(spec))
     else:
         family, *parts = spec.split("-")
     if family not in _FAMILIES:
@@ -172,6 +174,32 @@ def _resolve(spec: NetworkSpec) -> tuple[str, NetworkFactory]:
             "package.module:function"
         )
     return _FAMILIES[family][1](parts)
+
+
+def _checked(name: str, factory: Callable[..., Any]) -> tuple[str, NetworkFactory]:
+    """Return somebody's factory so that its failures are one line; a model of torchvision or timm goes by its name."""
+    package = f"{name.partition('.')[0]}/"
+    if package in _FAMILIES and inspect.isfunction(factory):
+        return _FAMILIES[package][1]([factory.__name__])
+    if isinstance(factory, nn.Module):
+        raise InputError(f"network is a {name} that was built already; give its class or a function: all start afresh")
+
+    def build(channels: int, num_classes: int, image_size: tuple[int, int]) -> nn.Module:
+        given = f"channels {channels}, num_classes {num_classes}, image_size {image_size}"
+        try:
+            network = factory(channels, num_classes, image_size)
+        except InputError:
+            raise
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"network {name!r} fails with {type(error).__name__} ({line}): a factory is called with {given}"
+            ) from error
+        if not isinstance(network, nn.Module):
+            raise InputError(f"network {name!r} gave a {type(network).__name__}: it must return a torch.nn.Module")
+        return network
+
+    return name, build
 
 
 def _factory_name(factory: Callable[..., nn.Module]) -> str:

@@ -13,6 +13,7 @@ from dd_lightning.execution.memory import PROBE_SIZE, MemoryEstimate, MemoryPart
 from dd_lightning.execution.options import Execution
 from dd_lightning.execution.precision import tensor_float
 from dd_lightning.functional.augment import AugmentationDraw
+from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.policies import AugmentationPolicy, augment_in_turn
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork
@@ -127,6 +128,7 @@ class ClassMatching:
         counts = [self.batch_real, min(self.batch_syn, work.images // network.num_classes)]
         for count in counts:
             network.check_pieces(self._piece, count)
+        check_class(network, counts[1], "synthetic", "raise ipc")
         theta, self._several = torch.zeros(network.num_parameters), work.candidates > 1
 
         def probe(real: int, synthetic: int) -> None:
@@ -163,6 +165,19 @@ class ClassMatching:
         choice, calls = self.execution.compile, steps * self.network.num_classes
         made = compile_for_run(make, choice, synthetic.images.device, calls, "the matching of a class", say)
         self._functions = made or self._functions
+
+
+def check_class(network: FunctionalNetwork, images: int, which: str, remedy: str) -> None:
+    """Refuse a class of one image in a network that cannot normalize one.
+
+    Raises:
+        InputError: It says so.
+    """
+    if not network.takes(images):
+        raise InputError(
+            f"a class has {images} {which} image, but batch norm in {network.name!r} needs more than one value per "
+            f"channel; {remedy}, or use another norm"
+        )
 
 
 def _blank(

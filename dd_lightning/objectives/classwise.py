@@ -16,7 +16,7 @@ from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, aug
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload, known_loss
-from dd_lightning.objectives.class_statistics import ClassBatch, ClassMatching, Statistics, Terms
+from dd_lightning.objectives.class_statistics import ClassBatch, ClassMatching, Statistics, Terms, check_class
 from dd_lightning.pools import Candidate, NetworkPool
 from dd_lightning.sets.class_batches import RepresentativeBatches, shuffled_class_batches
 from dd_lightning.sets.real import RealSet
@@ -108,6 +108,7 @@ class ClasswiseMatching(MatchingObjective):
                 f"batch_real is {self.batch_real}, but the largest class has {largest} images; "
                 "lower objective.batch_real"
             )
+        check_class(network, min(self.batch_real, *real.class_counts), "real", "add images")
         if self._representatives is not None:
             network.check_features()
 

@@ -60,6 +60,7 @@ class TrajectoryMatching(MatchingObjective):
 
     def __post_init__(self) -> None:
         check_range("syn_steps", self.syn_steps, low=1)
+        check_range("loss_threshold", self.loss_threshold, low=0, exclude_low=True)
         check_range("batch_syn", self.batch_syn, low=1, hint="null for the whole synthetic set")
         self._augmentation = DSA(self.augmentation)
         self._student: Student | None = None

@@ -62,16 +62,16 @@ class SyntheticOptimizer:
             image_lr, momentum = step_per_iteration(image_lr, momentum, num_classes)
         if self.image_optimizer == "adam":
             momentum = 0.0
-        groups: list[dict[str, Any]] = [{"params": [synthetic.images], "lr": image_lr, "momentum": momentum}]
+        groups: list[tuple[str, Tensor, float, float]] = [("images", synthetic.images, image_lr, momentum)]
         learns_lr = self.student_lr_lr > 0 and "student_lr" in learnable
         synthetic.student_lr.requires_grad_(learns_lr)
         if learns_lr:
-            groups.append({"params": [synthetic.student_lr], "lr": self.student_lr_lr})
+            groups.append(("student_lr", synthetic.student_lr, self.student_lr_lr, self.momentum))
         if synthetic.label_kind == "soft":
             synthetic.targets.requires_grad_(self.label_lr > 0)
             if self.label_lr > 0:
-                groups.append({"params": [synthetic.targets], "lr": self.label_lr, "momentum": self.label_momentum})
-        return torch.optim.SGD(groups, lr=self.image_lr, momentum=self.momentum)
+                groups.append(("labels", synthetic.targets, self.label_lr, self.label_momentum))
+        return torch.optim.SGD([{"name": n, "params": [p], "lr": rate, "momentum": m} for n, p, rate, m in groups])
 
 
 class ImageGradient:

@@ -62,6 +62,18 @@ class Storage:
         if self.init == "kmeans":
             network.check_features()
 
+    def check_set(self, synthetic: SyntheticSet, real: RealSet) -> None:
+        """Refuse data that a set was not distilled from.
+
+        Raises:
+            InputError: If they have other classes or image shapes.
+        """
+        if synthetic.images.shape != (real.num_classes * self.ipc, *real.image_shape):
+            raise InputError(
+                f"the set holds {len(synthetic)} images {list(synthetic.images.shape[1:])}, {self.ipc} per class, but "
+                f"the data have {real.num_classes} classes of {list(real.image_shape)}; give its own data"
+            )
+
     def empty(self, real: RealSet, space: ColorSpace, student_lr: float) -> SyntheticSet:
         """Return a set of the right shapes on the device of ``real``; a checkpoint or :meth:`fill` gives the values."""
         size, device = real.num_classes * self.ipc, real.images.device

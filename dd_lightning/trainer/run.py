@@ -1,15 +1,22 @@
 """What a run asks of its Trainer: settings, logging at a step, and the other processes."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from dd_lightning.datamodules.base import DistillationDataModule
+from dd_lightning.distillation import Demand, Distillation
+from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
+from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.objectives import ScoredCandidate
+from dd_lightning.pools import PoolSetup
 
 DEFAULT_STEPS = 2000
 """Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
@@ -40,6 +47,8 @@ def check_trainer(trainer: Trainer) -> Trainer:
             raise InputError("checkpoint.save_top_k is 0, which saves nothing; set 1 or more, or -1 for all")
         if not (callback._every_n_train_steps or callback._every_n_epochs or callback._train_time_interval):
             raise InputError("checkpoint.every_n_train_steps is 0, which saves nothing on the way; set 1 or more")
+    if trainer.overfit_batches:
+        raise InputError(f"trainer.overfit_batches is {trainer.overfit_batches}; it must be 0: a batch is one step")
     if trainer.precision != "32-true":
         raise InputError(
             f"trainer.precision is {trainer.precision!r}; it must be '32-true', since autocast would reach the step, "
@@ -56,6 +65,37 @@ def check_trainer(trainer: Trainer) -> Trainer:
     return trainer
 
 
+def share_version(trainer: Trainer) -> None:
+    """Let the loggers that write to one folder write to one version of it."""
+    files = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
+    for logger in files[1:]:
+        if logger.root_dir == files[0].root_dir:
+            logger._version = files[0].version
+    for logger in files:
+        if isinstance(logger, CSVLogger) and trainer.is_global_zero:
+            _ = logger.experiment  # it would complain about files of the others
+
+
+def run_folder(trainer: Trainer, *files: str) -> Path | None:
+    """Return the folder of a run's files: the first logger's, or the ``default_root_dir`` that the Trainer was given.
+
+    All processes must ask for it.
+
+    Args:
+        trainer: The run's.
+        files: What is not saved without a folder: a warning says so.
+
+    Returns:
+        The folder; None if there is none but the current one, where nobody has asked for files.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    if folder.resolve() != Path.cwd():
+        return folder
+    if files:
+        rank_zero_warn(f"{', '.join(files)} will not be saved: give the Trainer a logger or a default_root_dir")
+    return None
+
+
 def attached_data(trainer: Trainer) -> DistillationDataModule:
     """Return the data that a Trainer was given.
 
@@ -64,10 +104,40 @@ def attached_data(trainer: Trainer) -> DistillationDataModule:
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, DistillationDataModule):
+        trainer.datamodule = None  # type: ignore[attr-defined]  # Lightning asks it for hooks once more
         raise InputError(
-            f"the data is {type(data).__name__}; pass a DistillationDataModule as Trainer.fit(datamodule=...)"
+            f"{'there is no data module' if data is None else f'the data module is a {type(data).__name__}'}; pass "
+            "datamodule=DatasetDataModule(train_dataset, test_dataset), or another one of dd_lightning"
         )
     return data
+
+
+def pool_setup(
+    trainer: Trainer,
+    run: Distillation,
+    network: FunctionalNetwork,
+    demand: Demand,
+    execution: Execution,
+    continues: bool,
+) -> PoolSetup:
+    """Return what a run's pool is given before the first step of a fit."""
+    data = attached_data(trainer)
+    return PoolSetup(
+        network,
+        data.train,
+        data.name,
+        data.fingerprint,
+        held_out=data.test,
+        seed=run.seed,
+        steps=trainer.max_steps,
+        size=demand.pool_size,
+        keeps_candidates=demand.keeps_candidates,
+        soft_labels=run.storage.labels == "soft",
+        continues=continues,
+        execution=execution,
+        process=TrainerProcess(trainer),
+        progress_bar=trainer.progress_bar_callback is not None,
+    )
 
 
 def logs_now(trainer: Trainer) -> bool:
@@ -84,6 +154,14 @@ def log_scalars(trainer: Trainer, values: Mapping[str, float], step: int | None 
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics(dict(values), step=trainer.global_step if step is None else step)
+
+
+def log_step(trainer: Trainer, run: Distillation, scored: ScoredCandidate) -> None:
+    """Write what a step has to report if it is its turn, at the end of an outer iteration against these, too."""
+    if logs_now(trainer):
+        log_scalars(trainer, run.scalars(scored))
+        if run.outer_iteration is not None:
+            log_scalars(trainer, {"outer/loss": float(scored.loss)}, run.outer_iteration)
 
 
 class TrainerProcess:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import step_generator
-from dd_lightning.networks import FunctionalNetwork
+from dd_lightning.networks import FunctionalNetwork, NetworkSpec
 from dd_lightning.sets.real import RealSet
 from dd_lightning.training.parallel_networks import (
     ParallelTraining,
@@ -89,16 +89,20 @@ RECIPES: dict[str, EvaluationRecipe] = {
 """Published protocols by name."""
 
 
-def get_recipe(name: str, epochs: int | None = None, augmentation: str | None = None) -> EvaluationRecipe:
-    """Return a recipe of ``RECIPES``, as published or with other epochs or another DSA strategy.
+def get_recipe(
+    name: str | EvaluationRecipe, epochs: int | None = None, augmentation: str | None = None
+) -> EvaluationRecipe:
+    """Return a recipe, or one of ``RECIPES`` by its name, as it is or with other epochs or another DSA strategy.
 
     Raises:
         InputError: If there is none of that name.
     """
-    if name not in RECIPES:
-        raise InputError(f"unknown evaluation recipe {name!r}; choose one of {', '.join(sorted(RECIPES))}")
+    if not isinstance(name, EvaluationRecipe):
+        if name not in RECIPES:
+            raise InputError(f"unknown evaluation recipe {name!r}; choose one of {', '.join(sorted(RECIPES))}")
+        name = RECIPES[name]
     changes: dict[str, Any] = {"epochs": epochs, "augmentation": augmentation}
-    return replace(RECIPES[name], **{option: value for option, value in changes.items() if value is not None})
+    return replace(name, **{option: value for option, value in changes.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -313,8 +317,8 @@ def evaluate_synthetic_set(
     targets: Tensor,
     student_lr: float,
     held_out: RealSet,
-    network: FunctionalNetwork,
-    recipe: EvaluationRecipe = RECIPES["mtt"],
+    network: FunctionalNetwork | NetworkSpec,
+    recipe: EvaluationRecipe | str = "mtt",
     num_networks: int = 5,
     seed: int = 0,
     on_epoch: Callable[[int], None] = lambda _: None,
@@ -329,13 +333,20 @@ def evaluate_synthetic_set(
         targets: Labels ``[n]`` or label logits ``[n, C]``.
         student_lr: The learning rate that belongs to the set, used unless the recipe has its own.
         held_out: What the networks are tested on.
-        network: The architecture.
-        recipe: The protocol.
+        network: The architecture, or what names it.
+        recipe: The protocol, or its name.
         num_networks: 5 in the literature.
         seed: Seed of all draws.
         on_epoch: Called with the number of epochs done after each one.
 
     Raises:
-        InputError: If the learning rate is not positive.
+        InputError: If the learning rate is not positive, or the images are not those of ``held_out``.
     """
-    return Evaluation(network, held_out, recipe)(images, targets, student_lr, num_networks, seed, on_epoch)
+    check_range("num_networks", num_networks, low=1, hint="5 in the literature")
+    if tuple(images.shape[1:]) != held_out.image_shape:
+        raise InputError(
+            f"images are {list(images.shape)}, but those held out {list(held_out.images.shape)}: match them"
+        )
+    if not isinstance(network, FunctionalNetwork):
+        network = FunctionalNetwork(network, held_out.image_shape, held_out.num_classes).to(held_out.images.device)
+    return Evaluation(network, held_out, get_recipe(recipe))(images, targets, student_lr, num_networks, seed, on_epoch)

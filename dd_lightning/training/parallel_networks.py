@@ -109,15 +109,11 @@ def check_batches(network: FunctionalNetwork, images: int, batch_size: int) -> N
     Raises:
         InputError: If the last batch of an epoch over so many images is one.
     """
-    if not network.uses_batch_statistics or (images % batch_size or min(images, batch_size)) > 1:
-        return
-    try:
-        network(torch.zeros(network.num_parameters), torch.zeros(1, *network.image_shape))
-    except ValueError as error:  # torch's own, before it computes anything
+    if not network.takes(images % batch_size or min(images, batch_size)):
         raise InputError(
             f"recipe.batch_size is {batch_size}, which leaves 1 of {images} images to the last batch, but batch norm "
             f"in {network.name!r} needs more than one value per channel; choose another batch_size"
-        ) from error
+        )
 
 
 class Passes:

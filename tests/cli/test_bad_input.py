@@ -155,8 +155,8 @@ def test_evaluate_trusts_no_file(cli: Cli, change: dict[str, Any], said: str) ->
 
 
 def test_evaluate_a_set_of_unknown_data(cli: Cli, store: Path, tmp_path: Path) -> None:
-    small.fit(tmp_path, small.module(store), SyntheticSetWriter(), steps=1)
-    line = cli.refused("evaluate", str(tmp_path / "synthetic.safetensors"))
+    small.fit(tmp_path / "run", small.module(store), SyntheticSetWriter(), steps=1)
+    line = cli.refused("evaluate", str(tmp_path / "run" / "synthetic.safetensors"))
     assert re.search(r"dataset 'patterns' is none of .*digits.*; name its data module with --data", line)
 
 

@@ -85,7 +85,7 @@ def test_global_random_state_is_put_back() -> None:
     network.initial(4)
     network(network.initial(4), data()[0].float())
     assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(RuntimeError, match="no such luck"):
+    with pytest.raises(InputError, match="no such luck"):
         FunctionalNetwork(fail, SHAPE, 5)
     assert torch.equal(torch.get_rng_state(), before)
 

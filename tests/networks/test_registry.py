@@ -36,7 +36,7 @@ def test_factories_and_import_paths() -> None:
         ("torch.nn:NoSuchThing", r"cannot import network 'torch\.nn:NoSuchThing' \(module .* has no attribute"),
         (":net", r"cannot import network ':net' \(Empty module name\)"),
         ("math:pi", r"network 'math:pi' is a float: it must be a function of"),
-        (not_a_network, r"gave a int: its factory must return a torch\.nn\.Module"),
+        (not_a_network, r"gave a int: it must return a torch\.nn\.Module"),
     ],
 )
 def test_errors(spec: Any, message: str) -> None:  # noqa: ANN401
