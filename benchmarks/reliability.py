@@ -10,18 +10,19 @@ Processes are forked from one that has imported everything, so a start costs mil
 """
 
 import argparse
-import contextlib
 import copy
 import json
+import mmap
 import os
 import random
-import resource
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +31,27 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process of se
 import torch
 import yaml
 from accuracy_curves import hardware
+from damaged_files import fuzz
 
 import dd_lightning
 from dd_lightning.cli.main import main as command
 from dd_lightning.datamodules import DigitsDataModule
 from dd_lightning.distillation import Distillation
-from dd_lightning.functional.errors import DistillationError
-from dd_lightning.functional.formation import Formation
 from dd_lightning.functional.selection import sample_index, selection_probabilities
+from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools import CandidateKey, NetworkPool, PoolSetup, TrajectoryPool, TrajectorySegment
-from dd_lightning.sets.color_spaces import PixelSpace
 from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.real import RealSet
 from dd_lightning.sets.storage import Storage
-from dd_lightning.sets.synthetic_file import SyntheticFile, load_synthetic, save_synthetic
-from dd_lightning.trainer.checkpoints import read_checkpoint
-from dd_lightning.training.expert_store import ExpertIdentity, ExpertState, ExpertStore
+from dd_lightning.sets.synthetic_file import load_synthetic
+from dd_lightning.trainer.checkpoints import AtomicCheckpointIO
+from dd_lightning.training.evaluation import Evaluation
 from dd_lightning.training.recipes import ExpertRecipe, NetworkRecipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS = 10
-_SETTLED = 8.0  # seconds after which a run has allocated what it needs: some hundred steps
+SETTLED = 100  # steps after which a run has allocated what it needs
 LARGEST_DIFFERENCE = 1e-6  # stored experts are rounded to float32
 Values = dict[str, Any]
 
@@ -114,7 +114,7 @@ class Run:
             del config["selection"]
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
-    def start(self) -> int:
+    def start(self, watch: "Watch | None" = None) -> int:
         """Start it in a process of its own, from its newest checkpoint if there is one."""
         resume = ["--ckpt_path", "last"] if list(self.folder.glob("runs/*/*/checkpoints/*.ckpt")) else []
         if (process := os.fork()) != 0:
@@ -125,6 +125,8 @@ class Run:
             log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            if watch is not None:
+                watch.attach()
             command(["fit", "--config", "config.yaml", "--name", "run", *resume])
             status = 0
         finally:
@@ -138,26 +140,97 @@ class Run:
         return load_synthetic(written[-1]).images
 
 
-def _wait(process: int, seconds: float) -> int | None:
-    """Wait for a process; return its exit status, or kill it and return None."""
+class Watch:
+    """What a run's process is doing, in memory that it shares with this one."""
+
+    PHASES = ("before and after", "experts and pool", "step", "checkpoint", "evaluation", "closing evaluation")
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the process of before."""
+        self._shared[:16] = struct.pack("<qq", 0, -1)
+
+    @property
+    def phase(self) -> str:
+        """What it does now."""
+        return self.PHASES[struct.unpack_from("<q", self._shared)[0]]
+
+    def is_in(self, phase: str) -> bool:
+        """Tell whether it is in a phase."""
+        return self.phase == phase
+
+    @property
+    def step(self) -> int:
+        """The step that it takes; -1 before the first one."""
+        step: int = struct.unpack_from("<q", self._shared, 8)[0]
+        return step
+
+    def attach(self) -> None:
+        """Watch this process."""
+
+        def within(phase: int, function: Callable[..., Any]) -> Callable[..., Any]:
+            def watched(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+                (before,) = struct.unpack_from("<q", self._shared)
+                closes = phase == 4 and self.step >= self.steps - 1
+                if phase == 2:
+                    struct.pack_into("<q", self._shared, 8, arguments[0].global_step)
+                struct.pack_into("<q", self._shared, 0, phase + closes)
+                try:
+                    return function(*arguments, **options)
+                finally:
+                    struct.pack_into("<q", self._shared, 0, 2 if phase == 2 else before)
+
+            return watched
+
+        for phase, owner, name in (
+            (1, Distillation, "setup"),
+            (2, DistillationModule, "training_step"),  # and what follows it, up to the next one
+            (3, AtomicCheckpointIO, "save_checkpoint"),
+            (4, Evaluation, "__call__"),
+        ):
+            setattr(owner, name, within(phase, getattr(owner, name)))
+
+
+def _wait(process: int, seconds: float, may_die: Callable[[], bool] = lambda: True, more: float = 0.0) -> int | None:
+    """Wait for a process; return its exit status, or kill it and return None.
+
+    Args:
+        process: Its number.
+        seconds: How long it lives at least.
+        may_die: Asked from then on.
+        more: Seconds that it lives after that.
+    """
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or not may_die():
         finished, status = os.waitpid(process, os.WNOHANG)
         if finished:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+        time.sleep(0.0005)
+    time.sleep(more)
+    _kill(process)
     return None
 
 
-def kills(count: int, seed: int, folder: Path) -> Values:
-    """Kill runs of each configuration at random moments until `count` kills are reached in all."""
-    figures: Values = {"kills": 0, "runs": 0, "equal": 0, "configurations": {}}
-    moments = random.Random(seed)
+def _kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def kills(count: int, seed: int, folder: Path, report: Callable[[Values], None]) -> Values:
+    """Kill runs of each configuration at random moments until `count` kills are reached in all.
+
+    Half of them strike at any time, half wait for one of the phases, drawn at random, some of which are short.
+    """
+    figures: Values = {"kills": 0, "runs": 0, "equal": 0, "killed in": dict.fromkeys(Watch.PHASES, 0)}
+    figures["configuration"] = {}
+    moments, watch = random.Random(seed), Watch(STEPS)
     for name in CONFIGURATIONS:
         own = {"kills": 0, "runs": 0, "equal": 0}
-        figures["configurations"][name] = own
+        figures["configuration"][name] = own
         whole = Run(folder / name / "whole", name)
         began = time.monotonic()
         assert _wait(whole.start(), 600) == 0, (whole.folder / "log.txt").read_text()[-2000:]
@@ -165,48 +238,79 @@ def kills(count: int, seed: int, folder: Path) -> Values:
         while own["kills"] < -(-count // len(CONFIGURATIONS)):
             run, status = Run(folder / name / str(own["runs"]), name), None
             while status is None:
-                status = _wait(run.start(), moments.uniform(0.02, 1.0) * seconds)
-                own["kills"] += status is None
+                watch.reset()
+                life, target = moments.uniform(0.02, 1.0) * seconds, moments.choice(Watch.PHASES[1:])
+                process, more = run.start(watch), moments.uniform(0, 0.005)
+                if moments.random() < 0.5:
+                    status = _wait(process, life)
+                else:
+                    status = _wait(process, life / 4, partial(watch.is_in, target), more)
+                if status is None:
+                    own["kills"] += 1
+                    figures["killed in"][watch.phase] += 1
             assert status == 0, (run.folder / "log.txt").read_text()[-2000:]
             own["runs"] += 1
             own["equal"] += torch.equal(run.images(), images)
         for key, value in own.items():
             figures[key] += value
         print(f"{name}: {own}", flush=True)
+        report(figures)
     return figures
 
 
-def soak(count: int, seed: int, folder: Path, steps: int = 2000) -> Values:
-    """Take many steps, killed and resumed on the way; compare memory and open files at the start and at the end."""
-    run, moments = Run(folder / "soak", "MTT + DynaDistill", steps), random.Random(seed)
+def soak(count: int, seed: int, folder: Path, steps: int) -> Values:
+    """Take many steps, killed and resumed on the way; compare memory and open files at step 100 and at the end.
+
+    The first process lives for a little more than 100 steps, the last one for all that the kills have left.
+    """
+    run, moments, watch = Run(folder / "soak", "MTT + DynaDistill", steps), random.Random(seed), Watch(steps)
     text = (run.folder / "config.yaml").read_text()
     (run.folder / "config.yaml").write_text(text.replace("every_n_train_steps: 2", "every_n_train_steps: 20"))
-    figures: Values = {"steps": steps, "kills": 0, "growth": [], "open_files": []}
-    status: int | None = None
+    settled = min(SETTLED, steps // 4)
+    each = max((steps - settled) // (2 * max(count, 1)), 1)  # half of the steps for the kills
+    done, status, lives = 0, None, list[list[tuple[int, int, int]]]()
     while status is None:
-        process, began, first = run.start(), time.monotonic(), None
-        lifetime = moments.uniform(1.0, 4.0) if figures["kills"] < count else 3600.0
-        while time.monotonic() - began < lifetime:
+        watch.reset()
+        process, samples, first = run.start(watch), list[tuple[int, int, int]](), -1
+        lives.append(samples)
+        life = moments.randint(1, 2 * each) + (settled * 5 // 4 if done == 0 else 0)
+        while status is None:
             finished, code = os.waitpid(process, os.WNOHANG)
             if finished:
                 status = os.waitstatus_to_exitcode(code)
                 break
-            with contextlib.suppress(OSError, ValueError):
+            step = watch.step
+            first = step if first < 0 else first
+            if done < count and first >= 0 and step - first >= life:
+                time.sleep(moments.uniform(0, 0.05))
+                _kill(process)
+                done += 1
+                break
+            if step >= 0:
                 pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-                files = len(list(Path(f"/proc/{process}/fd").iterdir()))
-                if time.monotonic() - began > _SETTLED and first is None:
-                    first = pages, files
-                last = pages, files
-            time.sleep(0.05)
-        else:
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            figures["kills"] += 1
-        if first is not None:
-            figures["growth"].append(last[0] / first[0] - 1)
-            figures["open_files"].append([first[1], last[1]])
-    figures["exit_status"] = status
-    return figures
+                samples.append((step, pages * mmap.PAGESIZE // 2**10, len([*Path(f"/proc/{process}/fd").iterdir()])))
+            time.sleep(0.02)
+    assert status == 0, (run.folder / "log.txt").read_text()[-2000:]
+    near = max(settled // 5, 2)
+    early = [each for each in lives[0] if settled <= each[0] < settled + near]
+    of_last = [each for each in lives[-1] if lives[-1][0][0] + settled <= each[0] < lives[-1][0][0] + settled + near]
+    late = [each for each in lives[-1] if each[0] >= steps - near]
+
+    def growth(before: list[tuple[int, int, int]]) -> float:
+        return round(max(size for _, size, _ in late) / max(size for _, size, _ in before) - 1, 4)
+
+    return {
+        "steps": steps,
+        "kills": done,
+        f"resident KiB at step {settled}": max(size for _, size, _ in early),
+        "resident KiB at the end": max(size for _, size, _ in late),
+        "growth": growth(early),
+        "last process: steps": steps - lives[-1][0][0],
+        f"last process: growth from its step {settled}": growth(of_last) if of_last else None,
+        f"open files at step {settled}": min(files for _, _, files in early),
+        "open files at the end": min(files for _, _, files in late),
+        "exit status": status,
+    }
 
 
 class _DoublePool(TrajectoryPool):
@@ -263,139 +367,39 @@ def losses(folder: Path, steps: int = 20) -> dict[str, list[float]]:
 
 
 def compare(found: dict[str, list[float]], golden: dict[str, list[float]]) -> float:
-    """Return the largest relative difference between two sets of losses."""
+    """Return the largest relative difference between two sets of losses; NaN if one is not finite."""
     pairs = [pair for name in golden for pair in zip(found[name], golden[name], strict=True)]
-    return max(abs(one - other) / abs(other) for one, other in pairs)
-
-
-def _readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
-    """Write a small valid file of each kind, and say how it is read."""
-    one = Path(folder / "synthetic.safetensors")
-    images = torch.rand(4, 1, 4, 4)
-    save_synthetic(
-        one,
-        SyntheticFile(
-            images=images,
-            labels=torch.arange(4),
-            num_classes=4,
-            space=PixelSpace(),
-            stored_as="network",
-            formation=Formation(),
-            lr=0.01,
-            evaluation_lr=0.01,
-            dataset="digits",
-            objective="TrajectoryMatching",
-            network="ConvNet-1-W4",
-            step=1,
-            config={"model": {"ipc": 1}},
-        ),
-    )
-    store = ExpertStore(folder / "store")
-    identity = ExpertIdentity("net", ["w"], [[16]], "0" * 16, "data", {"lr": 0.1})
-    store.write({0: ExpertState(torch.rand(3, 16), momentum=torch.rand(16))}, identity, 0)
-    checkpoint = folder / "step=1.ckpt"
-    torch.save(
-        {"distillation": {"format_version": 3, "seed": 1}, "state_dict": {"synthetic.images": images}}, checkpoint
-    )
-
-    def expert(path: Path) -> object:
-        at = ExpertStore(path.parent)
-        at.check(identity)
-        return at.metadata(0), at.epochs(0), at.rows(0, [0, 2]), at.read(0)
-
-    return {
-        "synthetic set": (one, load_synthetic),
-        "expert": (store.file(0), expert),
-        "checkpoint": (checkpoint, read_checkpoint),
-    }
-
-
-def _mutated(original: bytes, draw: random.Random) -> bytes:
-    """Damage a file: bytes, its end, or a value in its text."""
-    data, kind = bytearray(original), draw.randrange(5)
-    if kind == 0:
-        for _ in range(draw.randint(1, 8)):
-            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-    elif kind == 1:
-        del data[draw.randrange(len(data)) :]
-    elif kind == 2:
-        place = draw.randrange(len(data))
-        data[place : place + draw.randint(1, 64)] = draw.randbytes(draw.randint(0, 64))
-    else:  # another value in the JSON text of the header, whose length follows
-        length = int.from_bytes(data[:8], "little")
-        if not 0 < length < len(data):
-            return bytes(data[::-1])
-        text = data[8 : 8 + length].decode("utf-8", "replace")
-        values = [
-            "-1",
-            "0",
-            "1e999",
-            "null",
-            "[]",
-            "{}",
-            '\\"x\\"',
-            "true",
-            "9" * 30,
-            "[" * 2000,
-            "4294967296",
-            '\\"\\"',
-        ]
-        spots = [i for i, letter in enumerate(text) if letter in ":,["]
-        start = draw.choice(spots) + 1 if spots else 0
-        end = min(start + draw.randint(0, 12), len(text))
-        header = (text[:start] + draw.choice(values) + text[end:]).encode()
-        data = bytearray(len(header).to_bytes(8, "little") + header + data[8 + length :])
-    return bytes(data)
-
-
-def fuzz(count: int, seed: int, folder: Path) -> Values:
-    """Read damaged files; anything but a result or an error of our own is listed."""
-    figures: Values = {"inputs": 0, "read": 0, "refused": 0, "slowest_seconds": 0.0, "faults": []}
-    draw = random.Random(seed)
-    for name, (path, read) in _readers(folder).items():
-        original = path.read_bytes()
-        for _ in range(-(-count // 3)):
-            path.write_bytes(_mutated(original, draw))
-            began = time.perf_counter()
-            try:
-                read(path)
-                figures["read"] += 1
-            except DistillationError as error:
-                figures["refused"] += 1
-                if "\n" in str(error) or len(str(error)) > 2000:
-                    figures["faults"].append(f"{name}: a message of {len(str(error))} letters: {str(error)[:100]!r}")
-            except BaseException as error:
-                figures["faults"].append(f"{name}: {type(error).__name__}: {error}"[:300])
-                (folder / f"fault-{len(figures['faults'])}").write_bytes(path.read_bytes())
-            seconds = time.perf_counter() - began
-            figures["slowest_seconds"] = max(figures["slowest_seconds"], seconds)
-            figures["inputs"] += 1
-            if len(figures["faults"]) > 50:
-                return figures
-        path.write_bytes(original)
-        print(f"{name}: {figures['inputs']} inputs, {len(figures['faults'])} faults", flush=True)
-    figures["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return figures
+    return float(torch.tensor([abs(one - other) / abs(other) for one, other in pairs]).max())
 
 
 def describe(results: Values) -> str:
     """Lay the figures out as Markdown."""
     lines = ["# Reliability", "", "Written by `benchmarks/reliability.py` from `reliability.json`.", ""]
     for name, part in results.items():
-        figures = dict(part["figures"])
-        of_each = figures.pop("configurations", {})
-        lines += [f"## {name}", "", f"`{part['command']}`, commit {part['commit']}, {part['hardware']}.", ""]
-        lines += ["| figure | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in figures.items()), ""]
-        if of_each:
-            columns = list(next(iter(of_each.values())))
-            lines += [f"| configuration | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
-            lines += [f"| {key} | {' | '.join(str(own[each]) for each in columns)} |" for key, own in of_each.items()]
-            lines.append("")
+        figures = part["figures"]
+        lines += [f"## {name}", "", f"`{part['command']}`, seed {part['seed']}, commit {part['commit']}, "]
+        lines[-1] += f"{part['hardware']}, {part['seconds']:.0f} s."
+        plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
+        for head, table in [("figure", plain), *((k, v) for k, v in figures.items() if isinstance(v, dict))]:
+            columns = [*next(iter(table.values()))] if isinstance(next(iter(table.values())), dict) else [""]
+            lines += ["", f"| {head} | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+            for key, value in table.items():
+                cells = [value[each] for each in columns] if isinstance(value, dict) else [value]
+                lines.append(f"| {key} | {' | '.join(map(str, cells))} |")
+        lines.append("")
     return "\n".join(lines)
 
 
+def _checkpoint(folder: Path) -> bytes:
+    """Return a checkpoint that a run wrote."""
+    run = Run(folder / "checkpoint", "MTT + DynaDistill", 2)
+    assert _wait(run.start(), 600) == 0, (run.folder / "log.txt").read_text()[-2000:]
+    (path,) = run.folder.glob("runs/*/*/checkpoints/*.ckpt")
+    return path.read_bytes()
+
+
 def main() -> None:
-    """Run one part and write its figures."""
+    """Run one part; its figures are written as it goes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["kills", "fuzz", "soak", "golden", "compare"])
     parser.add_argument("--kills", type=int, default=None, help="SIGKILLs: 500 of `kills`, 30 of `soak`.")
@@ -405,34 +409,38 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS)
+    began = time.monotonic()
+
+    def report(figures: Values) -> None:
+        place = options.results / "reliability.json"
+        results = json.loads(place.read_text()) if place.exists() else {}
+        results[options.part] = {
+            "command": f"python benchmarks/reliability.py {' '.join(sys.argv[1:]).split(' --results')[0]}",
+            "commit": commit.stdout.strip(),
+            "hardware": f"{hardware()}, torch {torch.__version__}, 1 thread",
+            "seed": options.seed,
+            "seconds": time.monotonic() - began,
+            "figures": figures,
+        }
+        options.results.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(results, indent=1) + "\n")
+        (options.results / "reliability.md").write_text(describe(results))
+
     with tempfile.TemporaryDirectory() as temporary:
         folder, golden = Path(temporary), options.results / "golden_losses.json"
         if options.part == "golden":
             golden.write_text(json.dumps(losses(folder), indent=1) + "\n")
-            return
-        if options.part == "compare":
+        elif options.part == "compare":
             difference = compare(losses(folder), json.loads(golden.read_text()))
             print(f"largest relative difference: {difference:.2g}")
             sys.exit(int(not difference < LARGEST_DIFFERENCE))
-        if options.part == "kills":
-            figures = kills(options.kills or 500, options.seed, folder)
+        elif options.part == "kills":
+            report(kills(options.kills or 500, options.seed, folder, report))
         elif options.part == "soak":
-            figures = soak(options.kills or 30, options.seed, folder, options.steps)
+            report(soak(options.kills or 30, options.seed, folder, options.steps))
         else:
-            figures = fuzz(options.inputs, options.seed, folder)
-    place = options.results / "reliability.json"
-    results = json.loads(place.read_text()) if place.exists() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS)
-    results[options.part] = {
-        "command": f"python benchmarks/reliability.py {' '.join(sys.argv[1:]).split(' --results')[0]}",
-        "commit": commit.stdout.strip(),
-        "hardware": f"{hardware()}, torch {torch.__version__}, 1 thread",
-        "figures": figures,
-    }
-    options.results.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(results, indent=1) + "\n")
-    (options.results / "reliability.md").write_text(describe(results))
-    print(json.dumps(figures, indent=1))
+            report(fuzz(options.inputs, options.seed, folder, _checkpoint(folder), report))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from dd_lightning.sets.initial import Initialization
 from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
-from dd_lightning.trainer.checkpoints import check_format, reopen_epoch
+from dd_lightning.trainer.checkpoints import SavedModule, check_format, reopen_epoch
 from dd_lightning.trainer.endings import Endings
 from dd_lightning.trainer.run import TrainerProcess, attached_data, check_trainer, log_step, pool_setup, share_version
 from dd_lightning.trainer.settings import as_plain, check_same_run, from_plain, run_settings
@@ -34,7 +34,7 @@ def _of_run(name: str) -> Any:  # noqa: ANN401  (whatever it is)
     return property(attrgetter(f"distillation.{name}"), lambda module, value: setattr(module.distillation, name, value))
 
 
-class DistillationModule(LightningModule):
+class DistillationModule(SavedModule):
     """Dataset distillation: learns a few images per class by one matching objective.
 
     One batch is one optimizer step is one distillation step t. Without a selection callback, each step learns from a

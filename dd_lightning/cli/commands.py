@@ -154,5 +154,7 @@ def _recipe(file: SyntheticFile, config: Namespace) -> EvaluationRecipe:
     changes = {name: config[name] for name in ("epochs", "augmentation") if config[name] is not None}
     try:
         return EvaluationRecipe(**stored | {"milestones": tuple(stored["milestones"])} | changes)
-    except (TypeError, KeyError) as error:
-        raise InputError(f"the file's evaluation recipe is not understood ({error}); name one with --recipe") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"the file's evaluation recipe is not understood ({str(error)[:200]}); name one with --recipe"
+        ) from error

@@ -93,11 +93,13 @@ def resolve_args(args: Sequence[str]) -> list[str]:
 
 def _read_config(given: str) -> dict[str, Any]:
     """Return the options of a path, of a packaged name or of YAML text, without old defaults of renamed ones."""
-    name, text = ("--config", given) if ": " in given else (given, find_config(given).read_text())
+    name = "--config" if ": " in given else given
     try:
+        text = given if name != given else find_config(given).read_text(encoding="utf-8")
         values = get_loader("yaml")(current_names(text))
-    except yaml.YAMLError as error:
-        raise InputError(f"{name} is not YAML: {error}".replace('in "<unicode string>",', "at")) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        why = " ".join(str(error).replace('in "<unicode string>",', "at").split())[:300]
+        raise InputError(f"{name} is not YAML: {why}") from error
     if not isinstance(values, dict):
         raise InputError(f"{name} holds no options; it must be a YAML mapping, such as 'model: {{ipc: 1}}'")
     _drop_old_defaults(values)

@@ -30,8 +30,8 @@ def cached_zca(path: Path, mean: Tensor, fit: Callable[[], ZCA]) -> ZCA:
     try:
         if path.exists():
             return _read(path, mean)
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        warnings.warn(f"the ZCA cache {path} is damaged ({error}) and is fitted anew", stacklevel=2)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        warnings.warn(f"the ZCA cache {path} is damaged ({str(error)[:200]}) and is fitted anew", stacklevel=2)
     zca = fit()
     tensors = {name: values.cpu().contiguous() for name, values in zca._asdict().items()}
     try:
@@ -49,8 +49,8 @@ def cached_zca(path: Path, mean: Tensor, fit: Callable[[], ZCA]) -> ZCA:
 def _read(path: Path, mean: Tensor) -> ZCA:
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in ZCA._fields}
-        sums = json.loads((file.metadata() or {}).get("checksums", "{}"))
-    if any(sums.get(name, checksum(tensor)) != checksum(tensor) for name, tensor in tensors.items()):
+        metadata = file.metadata()  # none in files of before
+    if metadata and json.loads(metadata["checksums"]) != {name: checksum(tensor) for name, tensor in tensors.items()}:
         raise ValueError("a checksum differs")
     zca, dimension = ZCA(*(tensors[name] for name in ZCA._fields)), len(mean)
     square = (dimension, dimension)

@@ -24,7 +24,7 @@ class OutOfMemoryError(DistillationError, RuntimeError):
 def check_choice(option: str, value: object, choices: Collection[str]) -> None:
     """Raise `InputError` if the value of an option is none of the choices."""
     if value not in choices:
-        raise InputError(f"{option} is {value!r}; use one of {', '.join(choices)}")
+        raise InputError(f"{option} is {repr(value)[:100]}; use one of {', '.join(choices)}")
 
 
 def check_range(

@@ -79,11 +79,19 @@ class ZCASpace:
     Args:
         zca: Mean and matrices fitted on training pixels in [0, 1].
         eps: What was added to the eigenvalues; 0.1 in the trajectory-matching reference.
+
+    Raises:
+        InputError: If the matrices are not ``[D, D]`` for a mean ``[D]``.
     """
 
     zca: ZCA
     eps: float = 0.1
     kind: ClassVar[ColorKind] = "zca"
+
+    def __post_init__(self) -> None:
+        square = (self.zca.mean.numel(),) * 2
+        if self.zca.mean.ndim != 1 or self.zca.whiten.shape != square or self.zca.unwhiten.shape != square:
+            raise InputError(f"whitening has shapes {[list(each.shape) for each in self.zca]}, not [D], [D, D], [D, D]")
 
     def encode(self, images: Tensor) -> Tensor:
         """Whiten pixels in [0, 1], ``[n, C, H, W]``."""

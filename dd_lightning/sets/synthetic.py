@@ -109,8 +109,8 @@ class SyntheticSet(nn.Module):
         for name, value in ours.items():
             if name != "color_space_tensors" and state[name] != value:
                 raise InputError(
-                    f"{name} is {value!r} in the configuration, but {state[name]!r} in the checkpoint; resume with the "
-                    "configuration that the run was started with"
+                    f"{name} is {value!r} in the configuration, but {repr(state[name])[:100]} in the checkpoint; "
+                    "resume with the configuration that the run was started with"
                 )
         if self.space is not None:
             self._check_space(color_space_from_tensors(state["color_space"], state["color_space_tensors"]))

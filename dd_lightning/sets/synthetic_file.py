@@ -108,6 +108,9 @@ class SyntheticFile:
             if not bool(tensor.isfinite().all()):
                 raise InputError(f"synthetic {name} are not all finite")
         self.formation.check_size(*self.images.shape[-2:])
+        wanted = {"pixel": 0, "normalized": self.images.shape[1], "zca": self.images[0].numel()}[self.space.kind]
+        if len(means := recipe(self.space).get("mean", self.images[:0])) != wanted:
+            raise InputError(f"the color space {self.space.kind} has {len(means)} means, the images need {wanted}")
 
     @property
     def label_kind(self) -> LabelKind:
@@ -156,6 +159,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 """Of what a file says; it may be anybody's."""
 _DERIVED = ("label_kind", "ipc", "effective_ipc")
 """Written for other readers; tensors and ``formation`` say the same."""
+_KEYS = {*_PLAIN, "format", "format_version", "color_space", "factor", "formation", "checksums"}
+_TEXT = "metadata"  # its checksum's name among those of tensors
 
 
 def save_synthetic(path: Path | str, synthetic: SyntheticFile, embed_matrices: bool = False) -> None:
@@ -187,8 +192,8 @@ def save_synthetic(path: Path | str, synthetic: SyntheticFile, embed_matrices: b
     tensors |= {f"{_COLOR_PREFIX}{name}": tensor for name, tensor in colors.items()}
     # Cloned: safetensors refuses tensors that share memory, as a mean and a deviation cut from one tensor would.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    values["checksums"] = {name: checksum(tensor) for name, tensor in plain.items()}
     try:
+        values["checksums"] = {name: checksum(tensor) for name, tensor in plain.items()} | _checksum_of_text(values)
         text = json.dumps(values, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise InputError(
@@ -237,7 +242,12 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
             if name in values and (not isinstance(values[name], kinds) or isinstance(values[name], bool)):
                 raise InputError(f"its {name} is {str(values[name])[:40]!r}, a {type(values[name]).__name__}")
         sums: dict[str, int] = dict(values.get("checksums", {}))
-        if damaged := [name for name, tensor in tensors.items() if sums and sums[name] != checksum(tensor)]:
+        if not sums and version == FORMAT_VERSION and values.keys() - _KEYS:  # files of before have no other
+            raise InputError(f"it holds {min(values.keys() - _KEYS)[:40]!r} and no checksums: it is damaged")
+        found = {name: checksum(tensor) for name, tensor in tensors.items()} | _checksum_of_text(values)
+        if sums and _TEXT not in sums:  # as files had them at first
+            del found[_TEXT]
+        if damaged := [name for name in found if sums and sums[name] != found[name]]:
             raise InputError(f"the checksum of {damaged[0]} differs: it is damaged")
         colors = {name.removeprefix(_COLOR_PREFIX): t for name, t in tensors.items() if name.startswith(_COLOR_PREFIX)}
         return SyntheticFile(
@@ -251,12 +261,19 @@ def load_synthetic(path: Path | str) -> SyntheticFile:
     except KeyError as error:
         raise InputError(f"cannot read {path}: it lacks {error}; copy it again or distil it again") from error
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"cannot read {path}: {error}; copy it again or distil it again") from error
+        raise InputError(f"cannot read {path}: {str(error)[:300]}; copy it again or distil it again") from error
 
 
 def checksum(tensor: Tensor) -> int:
     """Return a CRC-32 of a tensor's bytes, on the host: what tells a damaged file."""
     return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _checksum_of_text(values: dict[str, Any]) -> dict[str, int]:
+    """Return a checksum of all that a file says, but for the checksums."""
+    text = json.dumps({key: value for key, value in values.items() if key != "checksums"}, sort_keys=True)
+    text = json.dumps(json.loads(text), sort_keys=True)  # keys that were numbers sort as text from now on
+    return {_TEXT: zlib.crc32(text.encode())}
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,19 @@
-"""Checkpoint files that are either whole or not there."""
+"""Checkpoint files that are either whole or not there, and modules that come back from them."""
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule
 
 from dd_lightning.distillation import CHECKPOINT_FORMAT
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import DistillationError, InputError
+from dd_lightning.networks.registry import is_import_path
 from dd_lightning.sets.atomic_write import write_atomically
 
 
@@ -51,8 +54,43 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             InputError: If it is damaged.
         """
         if "://" in str(path):
-            return super().load_checkpoint(path, map_location, weights_only)
+            return super().load_checkpoint(path, map_location, weights_only is not False)
         return read_checkpoint(path, map_location, weights_only is not False)
+
+
+class SavedModule(LightningModule):
+    """A LightningModule that comes back from a file only if that is whole, and imports nothing that a file names."""
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
+        """Return the module that a checkpoint holds; arguments are Lightning's, then options in place of saved ones.
+
+        Raises:
+            InputError: If the file is damaged or no checkpoint of a run, or names a class or a network of your own,
+                which you then pass yourself.
+        """
+        kwargs.setdefault("weights_only", True)
+        with explained_content(checkpoint_path):
+            if isinstance(checkpoint_path, str | Path) and "://" not in str(checkpoint_path):
+                saved = read_checkpoint(checkpoint_path, weights_only=kwargs["weights_only"])["hyper_parameters"]
+                if "network" not in kwargs and is_import_path(saved["network"]):
+                    raise InputError(
+                        f"network is {saved['network']!r}, and no code is imported because a file names it; pass "
+                        "network=... yourself"
+                    )
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+
+@contextmanager
+def explained_content(path: str | Path) -> Iterator[None]:
+    """Make an `InputError` of whatever is raised where a checkpoint does not hold what it should."""
+    try:
+        yield
+    except DistillationError:
+        raise
+    except Exception as error:  # each missing or odd value raises another one
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path} does not hold such a module ({why}); give a checkpoint that `fit` wrote") from error
 
 
 def read_checkpoint(
@@ -71,9 +109,10 @@ def read_checkpoint(
         raise InputError(f"--ckpt_path is {str(path)!r}, which is no file; give a checkpoint, or 'last'") from None
     except Exception as error:  # a damaged file raises a different one for each way of damage
         raise InputError(_damaged(path, type(error).__name__)) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("distillation"), dict):
+    parts: dict[str, Any] = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(parts.get(name), dict) for name in ("distillation", "state_dict")):
         raise InputError(_damaged(path, f"checksum of {damaged}" if damaged else "no run in it"))
-    return checkpoint
+    return parts
 
 
 def reopen_epoch(checkpoint: dict[str, Any]) -> None:
@@ -104,8 +143,8 @@ def check_format(state: dict[str, Any] | None) -> dict[str, Any]:
     version = state.get("format_version", 1)
     if version != CHECKPOINT_FORMAT:
         raise InputError(
-            f"the checkpoint has format {version}, but this dd_lightning reads format {CHECKPOINT_FORMAT}; resume it "
-            "with the version that wrote it"
+            f"the checkpoint has format {str(version)[:40]}, but this dd_lightning reads format {CHECKPOINT_FORMAT}; "
+            "resume it with the version that wrote it"
         )
     return state
 

@@ -84,14 +84,14 @@ class Claims:
 
     def _is_stale(self, path: Path) -> bool:
         try:
-            host, _, number = path.read_text().partition(" ")
+            host, _, number = path.read_text(errors="replace").partition(" ")
             age = self._now() - path.stat().st_mtime
         except OSError:  # it is gone just now
             return True
-        if host == socket.gethostname() and number.isdigit():
+        if host == socket.gethostname() and number.isascii() and number.isdigit():
             try:
                 os.kill(int(number), 0)
-            except ProcessLookupError:
+            except (ProcessLookupError, OverflowError, ValueError):  # it is gone, or there is no such number
                 return True
             except PermissionError:
                 pass

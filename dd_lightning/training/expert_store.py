@@ -34,6 +34,7 @@ FORMAT = "expert"
 FORMAT_VERSION = 1
 METADATA_KEY = "dd_lightning"
 _DAMAGE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, SafetensorError)
+_KEYS = {"format", "format_version", "package_version", "identity", "seed", "accuracies", "checksums"}
 _FILE_NAME = re.compile(r"expert_(\d{5,})\.safetensors")
 
 
@@ -205,7 +206,7 @@ class ExpertStore:
             for name in [*wanted, *stored]:
                 if stored.get(name) != wanted.get(name):
                     raise InputError(
-                        f"{self.file(id)} was made with {name} = {stored.get(name)!r}, this run has "
+                        f"{self.file(id)} was made with {name[:100]} = {repr(stored.get(name))[:100]}, this run has "
                         f"{wanted.get(name)!r}; give this run another expert path, or the setting of the stored experts"
                     )
 
@@ -241,8 +242,11 @@ class ExpertStore:
                 values = json.loads((file.metadata() or {})[METADATA_KEY])
                 kind, version = values["format"], int(values["format_version"])
                 shape = file.get_slice("trajectory").get_shape()
+                damaged = "checksums" not in values and values.keys() - _KEYS  # files of before have no other key
             except _DAMAGE as error:
                 raise self._unreadable(id, "dd_lightning did not write it") from error
+            if damaged:
+                raise self._unreadable(id, f"it holds {min(damaged)[:40]!r} and no checksums: it is damaged")
             if kind != FORMAT or len(shape) != 2 or shape[0] < 1:
                 raise self._unreadable(id, "it does not hold an expert trajectory")
             if version > FORMAT_VERSION:
@@ -255,7 +259,7 @@ class ExpertStore:
             except InputError:
                 raise
             except _DAMAGE as error:
-                raise self._unreadable(id, f"its content does not fit together ({error})") from error
+                raise self._unreadable(id, f"its content does not fit together ({str(error)[:200]})") from error
 
     def _unreadable(self, id: int, why: str) -> InputError:
         return InputError(f"cannot read expert {self.file(id)}: {why}; delete it, and it will be trained again")

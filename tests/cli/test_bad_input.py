@@ -3,7 +3,9 @@
 import errno
 import functools
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,6 +129,29 @@ def test_evaluate_refuses_other_files_and_data(cli: Cli, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("dd_lightning.cli.commands.Evaluation", nothing)
     assert "'Foo'" in cli.refused("evaluate", str(good), "--networks", small.NETWORK, "Foo")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"network": "os:system"},
+            "network 'os:system', and no code is imported because a file names it; .*--networks",
+        ),
+        (
+            {"evaluation_recipe": {"milestones": [], "augmentation": 3}},
+            "evaluation recipe is not understood .*--recipe",
+        ),
+        ({"evaluation_recipe": {"milestones": [], "x" * 900: 3}}, "evaluation recipe is not understood .*--recipe"),
+        ({"evaluation_recipe": {"milestones": 2}}, "evaluation recipe is not understood .*--recipe"),
+    ],
+)
+def test_evaluate_trusts_no_file(cli: Cli, change: dict[str, Any], said: str) -> None:
+    cli.fit("--evaluation", "null", "--trainer.max_steps", "1")
+    path = cli.version() / "synthetic.safetensors"
+    save_synthetic(path, replace(load_synthetic(path), **change))
+    assert re.search(said, line := cli.refused("evaluate", str(path)))
+    assert len(line) < 600
 
 
 def test_evaluate_a_set_of_unknown_data(cli: Cli, store: Path, tmp_path: Path) -> None:

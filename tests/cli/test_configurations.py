@@ -62,6 +62,7 @@ def test_a_local_file_wins_over_a_packaged_one(cli: Cli) -> None:
         ("nowhere.yaml", "--config is 'nowhere.yaml', .*give a path, or a packaged name"),
         ("folder", "--config is 'folder', which is a folder"),
         ("broken.yaml", "broken.yaml is not YAML: .*line 2, column 1"),
+        ("latin.yaml", "latin.yaml is not YAML: 'utf-8' codec can't decode byte 0xe9"),
         ("list.yaml", "list.yaml holds no options"),
         ("empty.yaml", "empty.yaml holds no options"),
     ],
@@ -70,6 +71,7 @@ def test_bad_configurations(cli: Cli, given: str, said: str) -> None:
     (cli.folder / "folder").mkdir()
     for name, text in {"broken": "model: {ipc: 1\n", "list": "- 1\n", "empty": ""}.items():
         (cli.folder / f"{name}.yaml").write_text(text)
+    (cli.folder / "latin.yaml").write_bytes(b"model: caf\xe9")
     for command in ("fit", "experts"):
         assert re.search(said, cli.refused(command, "--config", given))
         assert re.search("--config: expected one argument", cli.refused(command, "--config", status=2))

@@ -171,7 +171,7 @@ def test_a_cache_folder_can_be_named(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "wrong size", "nan", "one bit", "other data"])
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "wrong size", "nan", "one bit", "a word", "other data"])
 def test_a_damaged_cache_is_fitted_anew(tmp_path: Path, damage: str) -> None:
     first = small(tmp_path, color_space="zca")
     first.setup()
@@ -181,6 +181,8 @@ def test_a_damaged_cache_is_fitted_anew(tmp_path: Path, damage: str) -> None:
         file.write_bytes(file.read_bytes()[:200])
     elif damage == "garbage":
         file.write_bytes(b"not a safetensors file")
+    elif damage == "a word":
+        file.write_bytes(file.read_bytes().replace(b"checksums", b"checksumz"))
     elif damage == "one bit":
         raw = bytearray(file.read_bytes())
         raw[-100] ^= 1

@@ -84,3 +84,5 @@ def test_errors() -> None:
         NormalizedSpace(torch.zeros(2), torch.tensor([1.0, 0.0]))
     with pytest.raises(InputError, match=r"mean \[2\] and std \[3\]"):
         NormalizedSpace(torch.zeros(2), torch.ones(3))
+    with pytest.raises(InputError, match=r"shapes \[\[4\], \[4, 4\], \[2, 8\]\], not \[D\], \[D, D\], \[D, D\]"):
+        color_space_from_tensors("zca", {"mean": torch.zeros(4), "whiten": torch.eye(4), "unwhiten": torch.ones(2, 8)})

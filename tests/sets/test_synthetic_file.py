@@ -99,6 +99,9 @@ def test_a_set_that_is_being_learned_can_be_saved(tmp_path: Path) -> None:
         ({"labels": torch.zeros(6, dtype=torch.int32)}, r"hard labels are torch.int32 \[6\]"),
         ({"class_names": ["a"]}, "1 class names for 3 classes"),
         ({"stored_as": "jpeg"}, "stored_as is 'jpeg'; use one of network, pixels"),
+        ({"stored_as": "x" * 5000}, r"^stored_as is 'x{99}; use one of network, pixels$"),
+        ({"space": NormalizedSpace(torch.zeros(1), torch.ones(1))}, "normalized has 1 means, the images need 3"),
+        ({"space": ZCARecipe(torch.rand(59), 0.2)}, "zca has 59 means, the images need 60"),
     ],
 )
 def test_content_that_disagrees_is_refused(change: dict[str, Any], message: str) -> None:
@@ -163,6 +166,20 @@ def test_one_flipped_bit_is_noticed(tmp_path: Path) -> None:
         raw[place] ^= 1
 
 
+def test_a_changed_word_is_noticed(tmp_path: Path) -> None:
+    save_synthetic(tmp_path / "a", dataclasses.replace(example(), config={"seeds": {2: "b", 10: "a"}}))
+    assert load_synthetic(tmp_path / "a").config == {"seeds": {"2": "b", "10": "a"}}
+    whole = (tmp_path / "a").read_bytes()
+    for before, after, said in (
+        (b'evaluation_lr\\": 0.3', b'evaluation_lr\\": 0.7', "the checksum of metadata differs"),
+        (b"checksums", b"checksumz", "'checksumz' and no checksums"),
+    ):
+        assert whole.count(before) == 1
+        (tmp_path / "a").write_bytes(whole.replace(before, after))
+        with pytest.raises(InputError, match=f"cannot read .*/a: .*{said}"):
+            load_synthetic(tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -187,7 +204,8 @@ def test_what_a_file_says_is_checked(tmp_path: Path, name: str, value: object) -
     with safetensors.safe_open(tmp_path / "a", "pt") as file:
         said = json.loads(file.metadata()[METADATA_KEY])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    safetensors.torch.save_file(tensors, tmp_path / "a", {METADATA_KEY: json.dumps(said | {name: value})})
+    said |= {"checksums": {}, name: value}  # without any, as files were at first
+    safetensors.torch.save_file(tensors, tmp_path / "a", {METADATA_KEY: json.dumps(said)})
     with pytest.raises(InputError, match=r"cannot read .*/a") as refused:
         load_synthetic(tmp_path / "a")
     assert "\n" not in str(refused.value)

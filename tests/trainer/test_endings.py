@@ -234,7 +234,7 @@ def test_no_steps_are_refused(store: Path, tmp_path: Path, option: str) -> None:
 
 def test_checkpoints_are_checked_and_put_in_place_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     io, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
-    content = {"distillation": {"x": torch.arange(1000.0)}}
+    content = {"distillation": {"x": torch.arange(1000.0)}, "state_dict": {}}
     io.save_checkpoint(content, path)
     assert torch.equal(io.load_checkpoint(path)["distillation"]["x"], content["distillation"]["x"])
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]

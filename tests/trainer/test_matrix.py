@@ -48,6 +48,7 @@ SELECTIONS: dict[str, dict[str, Any] | None] = {
     "selection": {"num_candidates": 2, "temperature": 0.1},
     "held": {"num_candidates": 2, "every_n_steps": 2},
     "remembered": {"num_candidates": 2, "refresh_per_step": 1, "pool_size": 3},
+    "scored by one step": {"num_candidates": 2, "score_steps": 1},
 }
 STEPS = 5
 
@@ -102,6 +103,9 @@ def differences(name: str, one: object, other: object) -> list[str]:
 def test_interrupted_anywhere(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, selection: str
 ) -> None:
+    if "step" in selection and isinstance(METHODS[method](store).pool, NetworkPool):
+        pytest.skip("its objective has no inner steps")
+
     def run(folder: Path, at: Path, *extra: Callback, path: Path | None = None) -> DistillationModule:
         module = METHODS[method](at)
         small.fit(folder, module, *callbacks(folder, SELECTIONS[selection]), *extra, steps=STEPS, ckpt_path=path)

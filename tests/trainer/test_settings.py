@@ -75,6 +75,31 @@ def test_no_class_is_imported_because_a_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pool does not fit NetworkPool: .*sides"):
         DistillationModule.load_from_checkpoint(path, objective=own)
 
+    del checkpoint["hyper_parameters"]["pool"], checkpoint["hyper_parameters"]["objective"]
+    checkpoint["hyper_parameters"]["network"] = "os:system"
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=r"network is 'os:system', and no code .* pass network=\.\.\. yourself"):
+        DistillationModule.load_from_checkpoint(path)
+    DistillationModule.load_from_checkpoint(path, network=small.NETWORK, objective=own, pool=small.network_pool())
+
+
+def test_a_damaged_checkpoint_gives_no_module(store: Path, tmp_path: Path) -> None:
+    saved = small.module(store)
+    small.fit(tmp_path, saved, small.checkpoints(tmp_path), steps=1)
+    path = tmp_path / "step=1.ckpt"
+    whole = path.read_bytes()
+    place = whole.index(small.learned(saved)[0].numpy().tobytes())
+    path.write_bytes(whole[: place + 5] + bytes([whole[place + 5] ^ 4]) + whole[place + 6 :])
+    with pytest.raises(InputError, match=r"step=1\.ckpt.*checksum of"):
+        DistillationModule.load_from_checkpoint(path)
+
+    path.write_bytes(whole)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["state_dict"]["synthetic.images"]
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=r"step=1\.ckpt does not hold such a module \(KeyError: .*images.*fit"):
+        DistillationModule.load_from_checkpoint(path)
+
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     # options of the module, of the pool, what is said

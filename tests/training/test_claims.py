@@ -48,6 +48,14 @@ def test_a_dead_processs_claim_is_free(tmp_path: Path) -> None:
         assert own.take(range(3), 3) == [0, 2]
 
 
+@pytest.mark.parametrize("number", [b"\xff", "²".encode(), b"9" * 30, b"9" * 6000, b""])
+def test_a_damaged_claim_is_free_when_it_is_old(tmp_path: Path, number: bytes) -> None:
+    with Claims(tmp_path) as own:
+        claim(tmp_path, 0).write_bytes(socket.gethostname().encode() + b" " + number)
+        os.utime(claim(tmp_path, 0), (0, 0))
+        assert own.take([0], 1) == [0]
+
+
 def test_a_living_claim_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims_module, "_HEARTBEAT_SECONDS", 0.01)
     with Claims(tmp_path) as own:

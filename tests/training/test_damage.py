@@ -39,6 +39,13 @@ def test_a_flipped_bit(tmp_path: Path, bit: int) -> None:
         store.read(0)
 
 
+def test_a_damaged_name_of_the_checksums(tmp_path: Path) -> None:
+    store = stored(tmp_path, torch.ones(2, WIDTH))
+    store.file(0).write_bytes(store.file(0).read_bytes().replace(b"checksums", b"checksumz"))
+    with pytest.raises(InputError, match=r"expert_00000\.safetensors: it holds 'checksumz' and no checksums"):
+        store.rows(0, [1])
+
+
 def test_a_damaged_momentum(tmp_path: Path) -> None:
     store = stored(tmp_path, torch.zeros(2, WIDTH))
     flip(store.file(0), 1.0, 3)
