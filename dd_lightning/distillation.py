@@ -13,7 +13,7 @@ One step t of Algorithm 1 of the paper, and the base method's without the select
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -31,7 +31,12 @@ from dd_lightning.sets.optimizer import ImageGradient, SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import SyntheticSet
 
-CHECKPOINT_FORMAT = 2
+NONFINITE_LIMIT = 20
+"""Steps in a row that ``on_nonfinite: skip`` passes over, less one: a run that only skips has diverged."""
+
+_LARGEST_WEIGHT = 1e6
+
+CHECKPOINT_FORMAT = 3
 """Version of what a checkpoint holds; the first one had no number."""
 
 OnNonfinite = Literal["error", "skip"]
@@ -45,11 +50,13 @@ class Demand:
         candidates: How many each step scores.
         pool_size: How many the pool must hold.
         keeps_candidates: Whether candidates of earlier steps stand beside new ones.
+        selection: Its options as plain values; None without a selection.
     """
 
     candidates: int = 1
     pool_size: int = 1
     keeps_candidates: bool = False
+    selection: dict[str, Any] | None = None
 
 
 def check_method(objective: MatchingObjective, pool: CandidatePool, optimizer: SyntheticOptimizer) -> None:
@@ -128,6 +135,9 @@ class Distillation:
         self._refresh_due: tuple[CandidateKey, list[CandidateKey]] | None = None
         self._reference: CandidateKey | None = None
         self._image_gradient = ImageGradient(self.optimizer)
+        self._before: dict[str, Any] = {}
+        self._nonfinite = 0
+        self._taken: Candidate
 
     @property
     def problem(self) -> Problem:
@@ -240,6 +250,7 @@ class Distillation:
         """
         if self.step == step:
             return
+        self._before = self.state_dict()
         self.step = step
         if self._refresh_due is not None:
             with self.explain_oom("updating the pool", "set a smaller pool.recipe.batch_size"):
@@ -248,6 +259,11 @@ class Distillation:
         synthetic = self.problem.synthetic
         with torch.no_grad():
             synthetic.student_lr.fill_(self.student_lr)
+            if self.student_lr <= 0 and "student_lr" in self.objective.learnable:
+                raise DivergenceError(
+                    f"student_lr is {self.student_lr:.3g} at step {step}; it must be above 0: lower student_lr_lr, or "
+                    "set student_lr_floor"
+                )
             if self._valid_pixels is not None and self.outer_iteration is not None:
                 torch.clamp(synthetic.images, *self._valid_pixels, out=synthetic.images.detach())
         with self.explain_oom("drawing"):
@@ -301,16 +317,19 @@ class Distillation:
             keys = self.draw(1)
             self._selected = (self.score(keys)[0], keys)
         (scored, drawn), self._selected = self._selected, None
-        self._refresh_due = (scored.candidate.key, drawn)
+        self._taken, self._refresh_due = scored.candidate, (scored.candidate.key, drawn)
         return scored
 
     def skips(self, scored: ScoredCandidate) -> bool:
         """Tell whether a step leaves S as it is: its loss is not finite, or the objective passes it over.
 
         Raises:
-            DivergenceError: If the loss is not finite, and ``on_nonfinite`` is ``error``.
+            DivergenceError: If the loss is not finite, with ``on_nonfinite: error`` or at the 20th step in a row.
         """
-        return not self._finite(scored.loss, "the matching loss") or scored.skip
+        if not self._finite(scored.loss, "the matching loss"):
+            return True
+        self._nonfinite *= not scored.skip
+        return scored.skip
 
     def loss(self, scored: ScoredCandidate) -> Tensor:
         """Return the loss as a scalar with a graph to what is learned."""
@@ -321,7 +340,7 @@ class Distillation:
         """Apply ``equal_norm`` and Adam to the images' gradient; tell whether all gradients are finite.
 
         Raises:
-            DivergenceError: If one is not finite, and ``on_nonfinite`` is ``error``.
+            DivergenceError: If one is not finite, with ``on_nonfinite: error`` or at the 20th step in a row.
         """
         synthetic = self.problem.synthetic
         if synthetic.images.grad is None:
@@ -330,18 +349,24 @@ class Distillation:
         if not all(self._finite(gradient, "a gradient") for gradient in gradients):
             return False
         self._image_gradient.adjust(synthetic.images.grad)
+        self._nonfinite = 0
         return True
 
     def _finite(self, value: Tensor, what: str) -> bool:
         if bool(torch.isfinite(value).all()):
             return True
-        if self.on_nonfinite == "error":
-            raise DivergenceError(
-                f"{what} is not finite at step {self.step} (student_lr {self.student_lr:.3g}, image_lr "
-                f"{self.optimizer.image_lr:g}); lower image_lr or student_lr_lr, set student_lr_floor, or "
-                "on_nonfinite: skip"
-            )
-        return False
+        self._nonfinite += 1
+        if self.on_nonfinite == "skip" and self._nonfinite < NONFINITE_LIMIT:
+            return False
+        theta, lasting = self._taken.theta, f", as at {self._nonfinite - 1} steps before," * (self._nonfinite > 1)
+        if not bool((theta.abs() < _LARGEST_WEIGHT).all()):
+            remedy = f"the network of candidate {self._taken.key} has diverged: lower pool.recipe.lr"
+        else:
+            remedy = "lower image_lr or student_lr_lr, set student_lr_floor, or on_nonfinite: skip"
+        raise DivergenceError(
+            f"{what} is not finite at step {self.step}{lasting} (student_lr {self.student_lr:.3g}, image_lr "
+            f"{self.optimizer.image_lr:g}); {remedy}"
+        )
 
     def scalars(self, scored: ScoredCandidate) -> dict[str, float]:
         """Return what a step has to report, by its name in the logs."""
@@ -359,12 +384,16 @@ class Distillation:
 
     # What a checkpoint holds
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on bit for bit, and what the run is: tensors and plain values."""
+    def state_dict(self, finished: int | None = None) -> dict[str, Any]:
+        """Return what a resumed run needs to go on bit for bit, and what the run is: tensors and plain values.
+
+        Args:
+            finished: Number of finished steps: if the next one has begun, the state is that of before.
+        """
+        if finished is not None and finished == self.step:
+            return self._before
         return {
             "format_version": CHECKPOINT_FORMAT,
-            "method": self._method,
-            "storage": asdict(self.storage),
             "seed": self.seed,
             "pool": self.pool.state_dict(),
             "objective": self.objective.state_dict(),
@@ -376,17 +405,7 @@ class Distillation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; its seed wins, or the run would not be the same run.
-
-        Raises:
-            InputError: If it is of another method's run.
-        """
-        if state["method"] != self._method:
-            theirs, ours = (" on ".join(method.values()) for method in (state["method"], self._method))
-            raise InputError(
-                f"the configuration has {ours}, but the checkpoint's run has {theirs}; resume with the configuration "
-                "that the run was started with"
-            )
+        """Restore :meth:`state_dict`; its seed wins, or the run would not be the same run."""
         self.seed = state["seed"]
         self.pool.load_state_dict(state["pool"])
         self.objective.load_state_dict(state["objective"])
@@ -396,24 +415,3 @@ class Distillation:
         self.candidate_evaluations = state["candidate_evaluations"]
         self.skipped_steps = state["skipped_steps"]
         self.cost = CostMeter(self.problem.real.images.device, state["seconds"])
-
-    @property
-    def _method(self) -> dict[str, str]:
-        return {"objective": type(self.objective).__name__, "pool": type(self.pool).__name__}
-
-
-def check_format(state: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a checkpoint's state of a run, or refuse one that is none or of another format.
-
-    Raises:
-        InputError: It names both versions.
-    """
-    if state is None:
-        raise InputError("the checkpoint holds no distillation run; give one that DistillationModule wrote")
-    version = state.get("format_version", 1)
-    if version != CHECKPOINT_FORMAT:
-        raise InputError(
-            f"the checkpoint has format {version}, but this dd_lightning reads format {CHECKPOINT_FORMAT}; resume it "
-            "with the version that wrote it"
-        )
-    return state

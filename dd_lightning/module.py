@@ -2,18 +2,17 @@
 
 import os
 import weakref
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dd_lightning.datamodules import DistillationDataModule
-from dd_lightning.datamodules.trainer import TrainerProcess, attached_data, check_trainer, log_scalars, logs_now
-from dd_lightning.distillation import Demand, Distillation, OnNonfinite, check_format
+from dd_lightning.distillation import Demand, Distillation, OnNonfinite
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.formation import FormationKind
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
@@ -23,20 +22,24 @@ from dd_lightning.sets.initial import Initialization
 from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
+from dd_lightning.trainer.checkpoints import check_format, reopen_epoch
+from dd_lightning.trainer.endings import Endings
+from dd_lightning.trainer.run import TrainerProcess, attached_data, check_trainer, log_scalars, logs_now
+from dd_lightning.trainer.settings import as_plain, check_same_run, from_plain, run_settings
 
 
 class DistillationModule(LightningModule):
     """Dataset distillation: learns a few images per class by one matching objective.
 
-    One batch is one optimizer step is one distillation step t. Without a selection callback, each step learns from one
-    candidate drawn uniformly from the pool: the base method.
+    One batch is one optimizer step is one distillation step t. Without a selection callback, each step learns from a
+    uniformly drawn candidate: the base method.
 
     Args:
         objective: Matching objective; null is trajectory matching with its defaults.
         pool: Where candidates come from; null is the objective's own kind of pool with its defaults.
         network: Architecture of students and experts: a name (``ConvNet-3-W32``), an import path or a factory.
         ipc: Stored images per class.
-        factor: Each stored image is cut into factor x factor tiles, enlarged to training images; 2 in IDC for CIFAR.
+        factor: Each stored image is cut into factor x factor tiles, which are enlarged; 2 in IDC for CIFAR.
         formation: ``single`` cuts by ``factor`` alone (IDC), ``multi`` by 1, 2, ..., ``factor``.
         image_space: Images are stored as the ``network`` sees them, or as ``pixels`` in [0, 1] (IDC, DREAM).
         init: Start from ``real`` images (MTT), those nearest to the centroids of ``kmeans`` (DREAM), or ``noise``.
@@ -47,8 +50,7 @@ class DistillationModule(LightningModule):
         label_lr: Learning rate of soft labels; 0 keeps them fixed.
         momentum: Momentum of the images' and the learning rate's SGD; 0.5 in MTT and IDC.
         label_momentum: Momentum of the soft labels' SGD; 0.9 in DATM.
-        image_steps: ``per_class``: ``image_lr`` and ``momentum`` are those of a reference that steps once per class
-            (IDC, DREAM), and the equivalent single step is taken. ``joint``: they are this step's own.
+        image_steps: ``per_class`` takes the one step equal to a reference's step for each class (IDC, DREAM).
         image_optimizer: ``sgd``, as in the references; or ``adam`` for the images, which ignores ``momentum``.
         equal_norm: Scale each image gradient to the running mean of its norm: a large loss is then no larger step.
         inner_loop: Steps of an outer iteration, 100 in IDC and DREAM; curves are also logged against these.
@@ -89,28 +91,23 @@ class DistillationModule(LightningModule):
         execution: Execution = Execution(),  # noqa: B008  (frozen)
         seed: int | None = None,
     ) -> None:
-        options = dict(locals())
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        objective = options["objective"] = from_plain("objective", objective) or TrajectoryMatching()
+        pool = options["pool"] = from_plain("pool", pool) or objective.default_pool()
+        execution = options["execution"] = from_plain("execution", execution)
+        self.save_hyperparameters(as_plain(options), logger=False)
         self.storage = Storage(**{field.name: options[field.name] for field in fields(Storage)})
         self.optimizer = SyntheticOptimizer(**{f.name: options[f.name] for f in fields(SyntheticOptimizer)})
-        self.objective: MatchingObjective = objective or TrajectoryMatching()
-        self.pool: CandidatePool = pool or self.objective.default_pool()
-        self.distillation = Distillation(
-            self.objective,
-            self.pool,
-            self.storage,
-            self.optimizer,
-            inner_loop=inner_loop,
-            clamp=clamp,
-            on_nonfinite=on_nonfinite,
-            seed=seed if seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0")),
-        )
-        self.network_spec = network
-        self.execution = execution
+        self.objective, self.pool = objective, pool
+        rules: dict[str, Any] = {"inner_loop": inner_loop, "clamp": clamp, "on_nonfinite": on_nonfinite, "seed": seed}
+        self.distillation = Distillation(objective, pool, self.storage, self.optimizer, **rules)
+        self.network_spec, self.execution = network, execution
         self.synthetic: SyntheticSet | None = None
         self.demand = Demand()  # a selection says what it needs before `setup`
-        self._initialized = False
-        self._skipped = False
+        self._initialized = self._skipped = False
+        self._settings: dict[str, Any] = {}
         self._last_trainer: weakref.ref[Trainer] | None = None
 
     @property
@@ -134,7 +131,7 @@ class DistillationModule(LightningModule):
         """Check all options against data and network, and prepare the pool (training missing experts)."""
         if stage != "fit":
             return
-        check_trainer(self.trainer)
+        Endings.attach(check_trainer(self.trainer))
         data, demand = self.datamodule.to(self.trainer.strategy.root_device), self.demand
         setup = PoolSetup(
             FunctionalNetwork(self.network_spec, data.image_shape, data.num_classes),
@@ -153,28 +150,31 @@ class DistillationModule(LightningModule):
             progress_bar=self.trainer.progress_bar_callback is not None,
         )
         self.synthetic = self.distillation.setup(setup, data.space, demand.candidates, self.synthetic, rank_zero_info)
+        self._settings = run_settings(self.hparams, self.objective, self.pool, data.fingerprint, demand.selection)
         self._last_trainer, self.demand = weakref.ref(self.trainer), Demand()
 
     def on_fit_start(self) -> None:
         """Draw S_0, unless S comes from a checkpoint or an earlier fit."""
         if not self._initialized:
             self.distillation.draw_initial()
-        self._initialized = True
+            self._initialized = True
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> torch.optim.SGD:
         """Return one SGD with a group each for images, student learning rate and soft labels."""
         return self.optimizer.build(self.synthetic_set, self.objective.learnable, self.datamodule.num_classes)
 
     def on_train_start(self) -> None:
-        """Let the objective prepare, now that it is known what is learned, and start the clock."""
+        """Apply the learning rates, let the objective prepare for what is learned, and start the clock."""
+        groups, own = self.trainer.optimizers[0].param_groups, self.configure_optimizers().param_groups
+        for group, wanted in zip(groups, own, strict=True):
+            group["lr"] = wanted["lr"]  # a checkpoint brings those of before
         self.objective.prepare(self.problem, self.trainer.max_steps, rank_zero_info)
         self.distillation.cost.start()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Learn from the selected candidate, or from a uniformly drawn one."""
         del batch, batch_idx
-        run = self.distillation
-        run.begin(self.global_step)
+        (run := self.distillation).begin(self.global_step)
         scored = run.take()
         self.log("loss", scored.loss, prog_bar=True, logger=False)
         if logs_now(self.trainer):
@@ -200,20 +200,22 @@ class DistillationModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
-        checkpoint["distillation"] = self.distillation.state_dict()
+        state = self.distillation.state_dict(self.global_step)
+        checkpoint["distillation"] = state | {"settings": self._settings}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore it. Without a setup, as in ``load_from_checkpoint``, give back the images."""
-        state, seed, prefix = check_format(checkpoint.get("distillation")), self.distillation.seed, "synthetic."
+        """Restore it; ``load_from_checkpoint``, without a setup, gives back the module and the images."""
+        state, seed = check_format(checkpoint.get("distillation")), self.distillation.seed
         if self.synthetic is not None:
+            check_same_run(state["settings"], self._settings)
             self.distillation.load_state_dict(state)
             if state["seed"] != seed:
                 rank_zero_warn(f"seed is {seed}, but the checkpoint's run has {state['seed']}, which is used")
-        else:
-            saved = checkpoint["state_dict"].items()
-            synthetic = {name.removeprefix(prefix): value for name, value in saved if name.startswith(prefix)}
-            self.storage = Storage(**state["storage"])
-            self.synthetic = SyntheticSet.from_state(synthetic)
         self._initialized = True
-        if "loops" in checkpoint:  # a longer run may go on where a finished one ended: its one epoch is not over
-            checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        reopen_epoch(checkpoint)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Restore the images, in a module that has none yet as well."""
+        if self.synthetic is None:
+            self.synthetic = SyntheticSet.from_state(state_dict, prefix="synthetic.")
+        return super().load_state_dict(state_dict, *args, **kwargs)

@@ -154,13 +154,15 @@ class KilledError(Exception):
 
 
 class Kill(Callback):
-    """Kill the run at the end of a step, before that step's checkpoint is written."""
+    """Kill the run at the end of a step, before that step's checkpoint is written, and without a chance to save."""
 
     def __init__(self, after_step: int) -> None:
         self.after_step = after_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         if trainer.global_step == self.after_step:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_exception = lambda *_: None
             raise KilledError
 
 
@@ -176,7 +178,7 @@ def command_line(folder: Path, store: Path) -> list[str]:
     }
     config = {
         "seed_everything": 3,
-        "name": "small",
+        "name": "small",  # typed as well: with a selection it would end in _dynadistill
         "runs": str(folder / "runs"),
         "model": {
             "network": NETWORK,
@@ -192,7 +194,7 @@ def command_line(folder: Path, store: Path) -> list[str]:
         "trainer": {"accelerator": "cpu", "max_steps": 6, "log_every_n_steps": 1, "enable_progress_bar": False},
     }
     path.write_text(yaml.safe_dump(config))
-    return ["--config", str(path)]
+    return ["--config", str(path), "--name", str(config["name"])]
 
 
 def network_command_line(folder: Path) -> list[str]:
@@ -219,7 +221,7 @@ def network_command_line(folder: Path) -> list[str]:
         "trainer": {"accelerator": "cpu", "max_steps": 3, "log_every_n_steps": 1, "enable_progress_bar": False},
     }
     path.write_text(yaml.safe_dump(config))
-    return ["--config", str(path)]
+    return ["--config", str(path), "--name", str(config["name"])]
 
 
 @dataclass

@@ -260,22 +260,22 @@ def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hun
     candidates = config.selection.init_args.num_candidates if selects else 1
     assert module.distillation.candidate_evaluations == SMOKE_STEPS * candidates
 
-    version = folder / "out" / "smoke_runs" / PLAIN[name]["name"] / "version_0"
+    version = folder / "out" / "smoke_runs" / (PLAIN[name]["name"] + "_dynadistill" * selects) / "version_0"
     assert Path(module.trainer.log_dir or "").resolve() == version.resolve()
     scalars = _scalars(version)
-    curve = scalars["eval/ConvNet-1-W4/accuracy"]
+    curve = scalars["accuracy/ConvNet-1-W4"]
     assert [step for step, _ in curve] == [0, SMOKE_STEPS]
     assert all(0 <= accuracy <= 1 for _, accuracy in curve)
     assert [step for step, _ in scalars["distill/loss"]] == [0, 1, 2]
     assert bool(outer) == any(tag.startswith("outer/") for tag in scalars)
     if outer:
-        assert scalars["outer/eval/ConvNet-1-W4/accuracy"] == [(0, curve[0][1]), (1, curve[1][1])]
+        assert scalars["outer/accuracy/ConvNet-1-W4"] == [(0, curve[0][1]), (1, curve[1][1])]
         assert scalars["outer/loss"] == scalars["distill/loss"][:1]
     selection = sorted(tag for tag in scalars if tag.startswith("selection/"))
     assert bool(selection) == selects
     if selects:
-        losses = [tag for tag in selection if tag.startswith("selection/loss_") and tag[-1].isdigit()]
-        assert losses == [f"selection/loss_{i}" for i in range(3 if dynadistill else candidates)]
+        losses = [tag for tag in selection if tag.startswith("selection/loss_rank_")]
+        assert losses == [f"selection/loss_rank_{i + 1}" for i in range(3 if dynadistill else candidates)]
     assert sorted(path.name for path in folder.iterdir()) == ["out"]  # nothing beside it: no real run is touched
 
 

@@ -11,11 +11,11 @@ from dd_lightning.pools import CandidatePool
 
 PACKAGE = Path(__file__).parents[1] / "dd_lightning"
 ROOMS = (
-    "__main__", "cli", "__init__", "callbacks", "module", "distillation", "objectives", "pools", "training",
-    "datamodules", "sets", "networks", "execution", "functional", "version",
+    "__main__", "cli", "__init__", "callbacks", "module", "trainer", "distillation", "objectives", "pools",
+    "training", "datamodules", "sets", "networks", "execution", "functional", "version",
 )  # fmt: skip
 """From top to bottom: a room imports from itself and from rooms further down."""
-WITH_LIGHTNING = {"cli", "callbacks", "module", "datamodules"}
+WITH_LIGHTNING = {"cli", "callbacks", "module", "trainer", "datamodules"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from dd_lightning.callbacks import EvalCallback
-from dd_lightning.datamodules.trainer import DEFAULT_STEPS
+from dd_lightning.distillation import NONFINITE_LIMIT
 from dd_lightning.functional.augment import augment
 from dd_lightning.functional.errors import DivergenceError, InputError
 from dd_lightning.functional.losses import classification_loss
@@ -21,6 +22,7 @@ from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import ScoredCandidate, TrajectoryMatching
 from dd_lightning.pools import CandidateKey, TrajectoryPool, TrajectorySegment
 from dd_lightning.sets.initial import class_labels
+from dd_lightning.trainer.run import DEFAULT_STEPS
 from tests import small
 
 
@@ -215,6 +217,28 @@ def test_nonfinite_loss_is_skipped(store: Path, tmp_path: Path) -> None:
     assert trainer.global_step == 4
 
 
+def test_a_run_that_only_skips_has_diverged(store: Path, tmp_path: Path) -> None:
+    pool = broken_pool(store, *range(3, 100))
+    distilled = small.module(store, pool=pool, on_nonfinite="skip")
+    with pytest.raises(DivergenceError, match="not finite at step 22, as at 19 steps before, "):
+        small.fit(tmp_path, distilled, steps=40)
+    assert distilled.distillation.skipped_steps == NONFINITE_LIMIT - 1
+    pool = broken_pool(store, *(load for load in range(60) if load % 10))  # a finite one now and then
+    small.fit(tmp_path, small.module(store, pool=pool, on_nonfinite="skip"), steps=40)
+
+
+def test_a_rate_that_is_not_above_zero_is_an_error(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergenceError, match=r"student_lr is -[\d.e+]+ at step 2; it must be above 0: .*floor"):
+        small.fit(tmp_path, small.module(store, student_lr_lr=1e4))
+    small.fit(tmp_path, small.module(store, student_lr_lr=1e4, student_lr_floor=1e-3), steps=2)
+
+
+def test_a_diverged_network_is_named(tmp_path: Path) -> None:
+    pool = {"recipe": replace(small.LIVE_RECIPE, lr=1e30)}
+    with pytest.raises(DivergenceError, match=r"candidate \(0, 0\) has diverged: lower pool\.recipe\.lr"):
+        small.fit(tmp_path, small.network_module(pool))
+
+
 def test_a_nonfinite_candidate_is_left_out(store: Path, tmp_path: Path) -> None:
     for broken in range(3, 6):  # each of the second step's three in turn
         distilled, choice = small.module(store, pool=broken_pool(store, broken)), small.selection()
@@ -313,9 +337,9 @@ def test_another_seed_at_resumption_is_told(store: Path, tmp_path: Path) -> None
 def test_checkpoint_of_another_configuration_is_refused(store: Path, tmp_path: Path) -> None:
     small.fit(tmp_path, small.module(store), small.checkpoints(tmp_path), steps=2)
     for changed, message in (
-        (small.module(store, ipc=1), r"images is \[3, 1, 8, 8\] in the configuration, but \[6, 1, 8, 8\]"),
-        (small.module(store, {"num_experts": 3}), "num_experts is 3, but the checkpoint's run has 4"),
-        (small.module(store, labels="soft"), "labels is 'soft' in the configuration, but 'hard' in the checkpoint"),
+        (small.module(store, ipc=1), r"model\.ipc is 1, but the checkpoint's run has 2"),
+        (small.module(store, {"num_experts": 3}), r"model\.pool\.num_experts is 3, but the checkpoint's run has 4"),
+        (small.module(store, labels="soft"), r"model\.labels is 'soft', but the checkpoint's run has 'hard'"),
     ):
         with pytest.raises(InputError, match=message):
             small.fit(tmp_path, changed, small.checkpoints(tmp_path), ckpt_path=tmp_path / "step=2.ckpt")

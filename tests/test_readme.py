@@ -9,7 +9,8 @@ import pytest
 from dd_lightning.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md", "benchmarks/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES += [ROOT / name for name in ("configs/README.md", "benchmarks/README.md", "docs/tensorboard.md")]
 README = PAGES[0].read_text()
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,22 +70,31 @@ class AccuracyCurve:
         """Return the point of highest mean accuracy, of however many networks; on the test split it is no result."""
         return max(self.of(network), key=lambda point: point.result.mean)
 
-    def scalars(self, step: int) -> dict[str, float]:
-        """Return what to log of a step."""
+    def scalars(self, step: int, names: Mapping[str, str]) -> dict[str, float]:
+        """Return what to log of a step.
+
+        Args:
+            step: The step.
+            names: Name of each network's curve.
+        """
         values: dict[str, float] = {}
         for point in self.at(step):
-            name = f"eval/{point.network}"
-            values |= {
-                f"{name}/accuracy": point.result.mean,
-                f"{name}/accuracy_best": max(p.result.mean for p in self.of(point.network) if p.step <= step),
-                f"{name}/seconds": point.seconds,
+            name, result = names[point.network], point.result
+            more = {
+                "best": max(p.result.mean for p in self.of(point.network) if p.step <= step),
+                # TensorBoard refuses bands without ends at some steps: a single network's has no width
+                "low": result.mean - result.std,
+                "high": result.mean + result.std,
+                "seconds": point.seconds,
             }
             if self._has_deviation(point):
-                values[f"{name}/accuracy_std"] = point.result.std
+                more["std"] = result.std
             if self._counted:
-                values[f"{name}/num_networks"] = len(point.accuracies)
+                more["num_networks"] = len(point.accuracies)
             if self._several_validations:
-                values[f"{name}/accuracy_best_validation"] = mean_std(point.best_accuracies)[0]
+                more["best_validation"] = mean_std(point.best_accuracies)[0]
+            values[f"accuracy/{name}"] = result.mean
+            values |= {f"evaluation/{name}/{key}": value for key, value in more.items()}
         return values
 
     def csv(self) -> str:

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from dd_lightning.callbacks.accuracy_curve import AccuracyCurve, EvaluationPoint
 from dd_lightning.callbacks.attached import RunCallback, as_distillation
-from dd_lightning.callbacks.hyperparameters import hyperparameters
-from dd_lightning.datamodules.trainer import log_scalars
+from dd_lightning.callbacks.tensorboard import lay_out_bands, log_hyperparameters
 from dd_lightning.execution.memory import explain_oom
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError, check_range
@@ -22,6 +21,7 @@ from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.initial import class_labels, initial_images
 from dd_lightning.sets.real import RealSet
+from dd_lightning.trainer.run import log_scalars
 from dd_lightning.training.evaluation import Evaluation, get_recipe
 from dd_lightning.training.progress import epoch_bar
 
@@ -32,11 +32,18 @@ REMEDY = "set smaller evaluation.num_networks, or smaller evaluation.networks"
 class EvalCallback(RunCallback):
     """Train fresh networks on the synthetic set at step 0, every n steps and the last, and log their accuracy.
 
-    Every point is logged to all loggers at exactly ``global_step``; the raw accuracy of each network is kept, in
-    :attr:`points`, in the checkpoint and in ``evaluation.csv`` beside the logs. The headline is the last step;
-    ``accuracy_best``, the best point so far, is logged under its own name, and so is ``accuracy_best_validation``, the
-    best test of each network while it was trained, if the recipe has several. Training is not disturbed: with another
-    interval, or without the callback, the images are the same, bit for bit.
+    Every point is logged to all loggers at exactly ``global_step``: the mean as ``accuracy/<network>``; below
+    ``evaluation/<network>/`` the ``std``, ``low`` and ``high`` (mean -+ std), the ``best`` point so far, the
+    ``best_validation`` of each network while it was trained, if the recipe has several, and the ``seconds``. The raw
+    accuracies are kept in :attr:`points`, in the checkpoint and in ``evaluation.csv`` beside the logs. The headline is
+    the last step. Training is not disturbed: with another interval, or without the callback, the images are the same,
+    bit for bit.
+
+    ``ModelCheckpoint(monitor="accuracy/<network>", mode="max")`` keeps the best evaluated step after the first, and
+    ``EarlyStopping`` with the same arguments stops by it: both look at each evaluation. In file names the metric is
+    ``accuracy_<network>``, without slashes: ``ModelCheckpoint(filename="{step}-{accuracy_ConvNet-3:.3f}", ...)``.
+
+    A Trainer may have several evaluations, of other networks or by other recipes; two that share both need a ``name``.
 
     Args:
         every_n_steps: Distance of the points; 100 in the MTT reference.
@@ -52,9 +59,12 @@ class EvalCallback(RunCallback):
         compare_random: At the end, evaluate the same number of random real images by the same recipe and learning
             rate.
         execution: How the networks are computed, if other than the run (``model.execution``).
+        name: Tells this evaluation's curves, file and state from those of another one of the Trainer. Null is made of
+            ``networks``, ``recipe`` and ``split`` where they are not the default.
 
     Raises:
-        InputError: If a number is out of range, the recipe is unknown, or there is no such split.
+        InputError: If a number is out of range, the recipe is unknown, there is no such split, two evaluations have the
+            same curve, or a callback monitors an accuracy that is not measured.
     """
 
     def __init__(
@@ -69,6 +79,7 @@ class EvalCallback(RunCallback):
         compare_random: bool = True,
         num_networks_intermediate: int | None = None,
         execution: Execution | None = None,
+        name: str | None = None,
     ) -> None:
         check_range("evaluation.every_n_steps", every_n_steps, low=1)
         check_range("evaluation.num_networks", num_networks, low=1, hint="5 in the literature")
@@ -85,13 +96,24 @@ class EvalCallback(RunCallback):
         self.num_networks_intermediate = num_networks_intermediate or num_networks
         self.execution = execution
         self.recipe = get_recipe(recipe, epochs, augmentation)
+        kind = [recipe] * (recipe != "mtt") + [split] * (split != "test")
+        self._suffix = name or "_".join(kind)
+        self._label = name or "_".join([*map(network_name, networks or []), *kind])
         self.split: Literal["test", "val"] = split
         self.compare_random = compare_random
         self._counted = num_networks_intermediate is not None
         self._networks: list[FunctionalNetwork] = []
         self._held_out: RealSet | None = None
         self._evaluations: dict[str, Evaluation] = {}
+        self.curve_names: dict[str, str] = {}
+        """Name of each network's curve, known at setup: the network's, unless another evaluation has that one."""
+        self._file = "evaluation.csv"
         self.reset()
+
+    @property
+    def state_key(self) -> str:
+        """What tells the states of a Trainer's evaluations apart."""
+        return f"EvalCallback {self._label}".rstrip()
 
     def reset(self) -> None:
         """Forget the curve."""
@@ -104,24 +126,52 @@ class EvalCallback(RunCallback):
         if stage != "fit":
             return
         module, device = as_distillation(pl_module), trainer.strategy.root_device
-        data = module.datamodule
+        data, evaluations = module.datamodule, _evaluations(trainer)
+        if self is evaluations[0]:
+            curves: set[str] = set()
+            for each in evaluations:
+                each._name_curves(module.network_spec, curves)
+            _check_monitors(trainer)
+        else:
+            self._file = f"evaluation_{_without_slashes(self._label)}.csv"
         self._held_out = data.to(device).held_out(self.split)
-        specs: Sequence[NetworkSpec] = self.network_specs or [module.network_spec]
+        specs = self._specs(module.network_spec)
         self._networks = [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]
         self._evaluations = {}
-        names = [network_name(spec) for spec in specs]
-        if len(set(names)) < len(names):
-            raise InputError(f"evaluation.networks is {names}; each architecture may be named once")
+
+    def _specs(self, default: NetworkSpec) -> Sequence[NetworkSpec]:
+        return self.network_specs or [default]
+
+    def _name_curves(self, default: NetworkSpec, taken: set[str]) -> None:
+        """Name the curve of each network, unlike those ``taken``, to which the names are added."""
+        self.curve_names = {}
+        networks = [network_name(spec) for spec in self._specs(default)]
+        if len(set(networks)) < len(networks):
+            raise InputError(f"evaluation.networks is {networks}; each architecture may be named once")
+        for network in networks:
+            name = network if network not in taken else f"{network}_{self._suffix}".rstrip("_")
+            if name in taken:
+                raise InputError(
+                    f"two evaluations have the curve accuracy/{name}; give one of them a name: EvalCallback(name=...)"
+                )
+            taken.add(name)
+            self.curve_names[network] = name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate step 0, or bring the curve of a resumed run into its new logs."""
-        module, curve = as_distillation(pl_module), self.curve
-        curve.points = [point for point in curve.points if point.step <= trainer.global_step]
+        super().on_train_start(trainer, pl_module)
+        module, curve, now = as_distillation(pl_module), self.curve, trainer.global_step
+        if self is (evaluations := _evaluations(trainer))[0]:
+            lay_out_bands(trainer, [name for each in evaluations for name in each.curve_names.values()])
+            log_hyperparameters(module)
+        curve.points = [point for point in curve.points if point.step <= now and point.network in self.curve_names]
         for step in sorted({point.step for point in curve.points}):
             self._log(module, step)
         if curve.points:
             self._write_csv(trainer)
-        else:
+        # a run may have been stopped within an evaluation, or at its end, which is evaluated in full; and a checkpoint
+        # may have been written between two evaluations of its step
+        if not curve.at(now) and now < trainer.max_steps and now % self.every_n_steps == 0:
             self._evaluate(module, self.num_networks_intermediate)
 
     def on_train_batch_end(
@@ -138,14 +188,23 @@ class EvalCallback(RunCallback):
             last = trainer.global_step == trainer.max_steps
             self._evaluate(as_distillation(pl_module), self.num_networks if last else self.num_networks_intermediate)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the last step unless it is a full point already, compare with random real images, log hparams."""
-        module, curve, step = as_distillation(pl_module), self.curve, trainer.global_step
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the last step unless it is a full point already; whatever monitors looks after this."""
+        if trainer.global_step >= trainer.max_steps or trainer.should_stop:
+            self._evaluate_last(as_distillation(pl_module))
+
+    def _evaluate_last(self, module: DistillationModule) -> None:
+        curve, step = self.curve, module.global_step
         last = curve.at(step)
         if not last or any(len(point.accuracies) < self.num_networks for point in last):
             # a run that was ended early, at a point, had not been told that it was its last step
             curve.points = [point for point in curve.points if point.step != step]
             self._evaluate(module, self.num_networks)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with random real images, and close the run's hparams."""
+        module = as_distillation(pl_module)
+        self._evaluate_last(module)  # unless that is done: a run may end before its epoch does
         if self.compare_random:
             # as many as are stored: what a budget of that many whole images is worth
             real, ipc = module.problem.real, module.storage.ipc
@@ -154,7 +213,8 @@ class EvalCallback(RunCallback):
             self.random_real = self._train_and_test(
                 module, self._networks[0], images, labels, "random real images", self.num_networks
             )
-        self._log_hyperparameters(module)
+        if self is _evaluations(trainer)[0]:
+            log_hyperparameters(module, finished=True)
 
     @property
     def points(self) -> list[EvaluationPoint]:
@@ -181,13 +241,19 @@ class EvalCallback(RunCallback):
         self.curve.points += [
             self._train_and_test(module, network, images, targets, "evaluation", count) for network in self._networks
         ]
-        self._log(module, module.global_step)
+        metrics = self._log(module, module.global_step)
         self._write_csv(module.trainer)
+        for callback in _monitors(module.trainer):
+            if callback.monitor in metrics:
+                # Lightning has them look at the end of an epoch or of a validation, by their options, and a run is one
+                # epoch without validations. Each acts on one of the two.
+                callback.on_train_epoch_end(module.trainer, module)
+                callback.on_validation_end(module.trainer, module)
 
     def _write_csv(self, trainer: Trainer) -> None:
         folder = trainer.log_dir  # asked for by all processes: it is a broadcast
         if trainer.is_global_zero and folder is not None:
-            write_atomically(Path(folder) / "evaluation.csv", self.curve.csv().encode())
+            write_atomically(Path(folder) / self._file, self.curve.csv().encode())
 
     def _train_and_test(
         self,
@@ -223,25 +289,18 @@ class EvalCallback(RunCallback):
             result = evaluation(images, targets, run.student_lr, count, run.seed, on_epoch)
         return EvaluationPoint(module.global_step, network.name, result.accuracies, result.seconds, result.validations)
 
-    def _log(self, module: DistillationModule, step: int) -> None:
-        values = self.curve.scalars(step)
-        log_scalars(module.trainer, values, step)
-        if module.distillation.inner_loop is not None and step % module.distillation.inner_loop == 0:
-            log_scalars(
-                module.trainer,
-                {f"outer/{name}": value for name, value in values.items()},
-                step // module.distillation.inner_loop,
-            )
+    def _log(self, module: DistillationModule, step: int) -> dict[str, Tensor]:
+        """Log a step, and return its metrics by the names that they can be monitored by."""
+        trainer, inner_loop = module.trainer, module.distillation.inner_loop
+        values = self.curve.scalars(step, self.curve_names)
+        log_scalars(trainer, values, step)
+        if inner_loop is not None and step % inner_loop == 0:
+            log_scalars(trainer, {f"outer/{name}": value for name, value in values.items()}, step // inner_loop)
         # for ModelCheckpoint(monitor=...) and EarlyStopping, which read the Trainer's metrics
-        module.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-
-    def _log_hyperparameters(self, module: DistillationModule) -> None:
-        metrics = {f"hp/{n.name}/accuracy_last": self.curve.last(n.name).result.mean for n in self._networks}
-        metrics |= {f"hp/{n.name}/accuracy_best": self.curve.best(n.name).result.mean for n in self._networks}
-        if module.trainer.is_global_zero:
-            for logger in module.trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.log_hyperparams(hyperparameters(module), metrics)
+        metrics = {name: torch.tensor(value) for name, value in values.items()}
+        metrics |= {_without_slashes(name): value for name, value in metrics.items() if name.startswith("accuracy/")}
+        trainer.callback_metrics.update(metrics)
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curve."""
@@ -250,3 +309,36 @@ class EvalCallback(RunCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the curve."""
         self.curve.load_state_dict(state_dict)
+
+
+def _evaluations(trainer: Trainer) -> list[EvalCallback]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, EvalCallback)]  # type: ignore[attr-defined]
+
+
+def _monitors(trainer: Trainer) -> list[EarlyStopping | ModelCheckpoint]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, EarlyStopping | ModelCheckpoint)]
+
+
+def _without_slashes(metric: str) -> str:
+    return metric.replace("/", "_")
+
+
+def _check_monitors(trainer: Trainer) -> None:
+    """Refuse to monitor an accuracy that is not measured, or not when the callback looks."""
+    intervals: dict[str, int] = {}
+    for each in _evaluations(trainer):
+        for name in each.curve_names.values():
+            metric = f"accuracy/{name}"
+            intervals |= dict.fromkeys((metric, _without_slashes(metric)), each.every_n_steps)
+    for callback in _monitors(trainer):
+        monitor, what = callback.monitor, type(callback).__name__
+        if monitor is not None and monitor.startswith(("accuracy", "eval/")) and monitor not in intervals:
+            known = " or ".join(metric for metric in intervals if "/" in metric)
+            raise InputError(f"{what}'s monitor is {monitor!r}; it must be {known}")
+        looks = getattr(callback, "_every_n_train_steps", 0)  # 0: at each evaluation
+        if monitor in intervals and looks % intervals[monitor] != 0:
+            raise InputError(
+                f"{what}'s every_n_train_steps is {looks}, but its monitor {monitor} is measured every "
+                f"{intervals[monitor]} steps; set a multiple of that, or null to look at each measurement"
+            )

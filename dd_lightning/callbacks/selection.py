@@ -1,5 +1,6 @@
 """DynaDistill: loss feedback decides which candidate a step learns from."""
 
+import inspect
 import math
 import time
 from collections.abc import Sequence
@@ -11,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from dd_lightning.callbacks.attached import RunCallback, as_distillation
-from dd_lightning.datamodules.trainer import log_scalars, logs_now
 from dd_lightning.distillation import Demand, Distillation
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.selection import Favor, Normalize, entropy, sample_index, selection_probabilities
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import ScoredCandidate
 from dd_lightning.pools import CandidateKey
+from dd_lightning.trainer.run import log_scalars, logs_now
 
 REPORT_AFTER = 10
 """Selections after which the effective number of candidates is reported, once."""
@@ -114,6 +115,7 @@ class TrajectorySelectionCallback(RunCallback):
         self._effective_sum = 0.0
         self._held: CandidateKey | None = None
         self._group: list[_Known] = []
+        self._before: tuple[int, dict[str, Any]] = (-1, {})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the pool for enough candidates, before the module prepares it."""
@@ -123,7 +125,9 @@ class TrajectorySelectionCallback(RunCallback):
         module = as_distillation(pl_module)
         self._check(module, trainer.world_size)
         keeps = self.refresh_per_step is not None
-        module.demand = Demand(self.num_candidates, self.pool_size or 1, keeps_candidates=keeps)
+        options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        options["class"] = type(self).__name__
+        module.demand = Demand(self.num_candidates, self.pool_size or 1, keeps_candidates=keeps, selection=options)
 
     def _check(self, module: DistillationModule, processes: int) -> None:
         """Refuse what pool or objective cannot do."""
@@ -158,6 +162,7 @@ class TrajectorySelectionCallback(RunCallback):
         module = as_distillation(pl_module)
         run = module.distillation
         run.begin(trainer.global_step)
+        self._before = (trainer.global_step, self.state_dict())
         if self._held is not None and trainer.global_step % self.every_n_steps != 0:
             run.select(run.score([self._held])[0], [self._held])
             return
@@ -225,17 +230,23 @@ class TrajectorySelectionCallback(RunCallback):
             values = {
                 "selection/loss_mean": float(losses[finite].mean()),
                 "selection/loss_chosen": float(losses[index]),
+                "selection/rank_chosen": float((losses < losses[index]).sum() + 1),
                 "selection/entropy": spread,
                 "selection/probability_chosen": float(probabilities[index]),
                 "selection/scored": float(scored),
                 "selection/nonfinite": float(self.nonfinite),
                 "selection/seconds": seconds,
             }
-            values |= {f"selection/loss_{i}": float(loss) for i, loss in enumerate(losses)}
+            # by rank: a candidate's place among those drawn says nothing
+            ranked = enumerate(losses[finite].sort().values, start=1)
+            values |= {f"selection/loss_rank_{rank}": float(loss) for rank, loss in ranked}
             log_scalars(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters, the choice that is being kept and the losses that are known."""
+        """Return the counters, the choice that is being kept and the losses that are known, after a finished step."""
+        trainer, (step, before) = self._last_trainer() if self._last_trainer else None, self._before
+        if trainer is not None and trainer.global_step == step:
+            return before
         return {
             "selections": self.selections,
             "nonfinite": self.nonfinite,

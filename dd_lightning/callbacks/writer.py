@@ -4,19 +4,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
-from dd_lightning.callbacks.attached import as_distillation
+from dd_lightning.callbacks.attached import RunCallback, as_distillation
 from dd_lightning.callbacks.evaluation import EvalCallback
-from dd_lightning.functional.errors import check_range
+from dd_lightning.callbacks.tensorboard import log_texts, writers
+from dd_lightning.functional.errors import DistillationError, DivergenceError, check_range
 from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.pictures import image_grid, png_bytes
 from dd_lightning.sets.synthetic_file import SyntheticFile, save_synthetic
 
 
-class SyntheticSetWriter(Callback):
+class SyntheticSetWriter(RunCallback):
     """Write ``synthetic.safetensors`` and ``synthetic.png`` beside the logs, and the picture to TensorBoard.
 
     Args:
@@ -37,9 +39,14 @@ class SyntheticSetWriter(Callback):
         self.max_per_class = max_per_class
         self.config: dict[str, Any] = {}
         """The run's resolved configuration, to be kept in the file; the command line sets it."""
+        self.command = ""
+        """What was typed, for TensorBoard's texts; the command line sets it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the initial set."""
+        """Write the initial set, and show how the run was started."""
+        super().on_train_start(trainer, pl_module)
+        config = yaml.safe_dump(self.config, sort_keys=False) if self.config else ""
+        log_texts(trainer, command=self.command, config=config)
         self.write(trainer, pl_module)
 
     def on_train_batch_end(
@@ -60,6 +67,17 @@ class SyntheticSetWriter(Callback):
         if trainer.global_step % self.every_n_steps != 0:
             self.write(trainer, pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the set of the last finished step; a run that diverged keeps the one it has."""
+        if self._trained and not isinstance(exception, DivergenceError) and trainer.world_size == 1:
+            try:
+                self.write(trainer, pl_module)
+            except (OSError, DistillationError) as error:
+                rank_zero_warn(f"the synthetic set of step {trainer.global_step} is not written: {error}")
+
+    def reset(self) -> None:
+        """Hold nothing of a run but its configuration."""
+
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the current set, file and picture."""
         module = as_distillation(pl_module)
@@ -69,11 +87,10 @@ class SyntheticSetWriter(Callback):
         recipe = next((asdict(c.recipe) for c in trainer.callbacks if isinstance(c, EvalCallback)), {})  # type: ignore[attr-defined]
         file = synthetic_file(module, trainer.global_step, recipe, self.config)
         save_synthetic(folder / self.FILE, file)
-        grid = image_grid(file.stored_pixels(), file.num_classes, self.max_per_class)
+        grid = image_grid(file.stored_pixels(), file.num_classes, self.max_per_class, file.class_names)
         write_atomically(folder / self.PICTURE, png_bytes(grid))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("synthetic", grid, trainer.global_step)
+        for board in writers(trainer):
+            board.add_image("synthetic", grid, trainer.global_step)
 
 
 def synthetic_file(

@@ -1,9 +1,10 @@
 """Errors as one line on stderr: for what a person gave, and never for a fault of our own."""
 
 import errno
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,10 @@ from dd_lightning.functional.errors import DistillationError, InputError
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def _terminate(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def stop(message: str, status: int) -> NoReturn:
     """Print one line and exit: status 1 for bad input, 2 for an unknown option."""
     sys.stderr.write(f"dd-lightning: error: {' '.join(message.split())}\n")
@@ -23,9 +28,18 @@ def stop(message: str, status: int) -> NoReturn:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Exit with one line where the input is at fault; any other exception is ours and keeps its traceback."""
+    """Exit with one line where the input is at fault; any other exception is ours and keeps its traceback.
+
+    SIGTERM ends in order, with status 143; Ctrl-C exits with 130, as programs do, where Lightning makes it 1.
+    """
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
+    except KeyboardInterrupt:
+        stop("interrupted", status=130)
+    except SystemExit as ending:
+        raise (SystemExit(130) if isinstance(ending.__context__, KeyboardInterrupt) else ending) from None
     except Exception as error:
         cause: BaseException | None = error
         # jsonargparse raises a ValueError of its own from what the class of an optional group raised.

@@ -1,18 +1,22 @@
 """``dd-lightning fit``: LightningCLI with optional groups for selection and evaluation, and a folder per run."""
 
 import json
+import logging
+import shlex
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter, TrajectorySelectionCallback
+from dd_lightning.callbacks import EvalCallback, StepProgressBar, SyntheticSetWriter, TrajectorySelectionCallback
 from dd_lightning.cli.errors import blame_paths
 from dd_lightning.cli.parser import OneLineParser
 from dd_lightning.cli.report import closing_table, show, summary
@@ -21,6 +25,7 @@ from dd_lightning.datamodules import DistillationDataModule
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.sets.atomic_write import write_atomically
+from dd_lightning.trainer.endings import Endings
 
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the loader yields integers
@@ -31,6 +36,16 @@ _EXPECTED_WARNINGS = (
 )
 
 
+DYNADISTILL = "_dynadistill"
+"""Ends the name of a run with a selection, unless it was typed."""
+
+
+def _is_about_this_run(record: logging.LogRecord) -> bool:
+    """Tell advertisements from messages."""
+    text = record.getMessage()
+    return not text.startswith(("💡 Tip", "TPU available")) and "`max_epochs=1` reached" not in text
+
+
 class FitParser(OneLineParser, LightningArgumentParser):
     """LightningCLI's parser, with errors of one line."""
 
@@ -39,6 +54,7 @@ class DistillationCLI(LightningCLI):
     """The module, data, callbacks and Trainer of a run, built from options; it does not run by itself."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        self.arguments = without_option(args, "--ckpt_path")
         super().__init__(
             DistillationModule,
             DistillationDataModule,
@@ -65,7 +81,12 @@ class DistillationCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add all options, our own first: that is the order of ``--help``."""
-        parser.add_argument("--name", type=str, default="run", help="Name of the run: its folder below --runs.")
+        parser.add_argument(
+            "--name",
+            type=str,
+            default="run",
+            help=f"Name of the run: its folder below --runs. Unless typed, it ends in {DYNADISTILL} with a selection.",
+        )
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
             "--ckpt_path",
@@ -107,14 +128,30 @@ class DistillationCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own lets hyperparameters in the checkpoint silently override the command line.
-        folder = run_folder(self.config.runs, self.config.name)
-        self.config.ckpt_path = checkpoint_path(self.config.ckpt_path, folder)
+        folder = run_folder(self.config.runs, self.run_name)
+        others = [Path(self.config.runs, name) for name in (self.config.name, self.config.name + DYNADISTILL)]
+        self.config.ckpt_path = checkpoint_path(self.config.ckpt_path, folder, *others)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's folder: ``--name`` as typed, or the configuration's and whether there is a selection."""
+        name: str = self.config.name
+        typed = without_option(self.arguments, "--name") != self.arguments
+        return name if typed or self.config.selection is None else name + DYNADISTILL
+
+    @property
+    def command(self) -> str:
+        """What was typed, without the checkpoint."""
+        return shlex.join(["dd-lightning", "fit", *self.arguments])
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         chosen = [self._get(self.config_init, key) for key in ("selection", "evaluation")]
+        own = config.get("callbacks") or []
+        if config.get("enable_progress_bar") is not False and not any(isinstance(each, ProgressBar) for each in own):
+            callbacks = [StepProgressBar(), *callbacks]
         if config.get("logger") in (None, True):
             # CSV first: it would complain about the folder that TensorBoard's events make.
-            names = {"save_dir": self.config.runs, "name": self.config.name}
+            names = {"save_dir": self.config.runs, "name": self.run_name}
             events = TensorBoardLogger(**names, default_hp_metric=False)
             config["logger"] = [CSVLogger(**names, version=events.version), events]
         try:
@@ -123,8 +160,21 @@ class DistillationCLI(LightningCLI):
             raise InputError(f"the Trainer refuses its options: {error}") from error
 
 
+def without_option(args: Sequence[str], option: str) -> list[str]:
+    """Return the arguments without an option and its value."""
+    kept: list[str] = []
+    rest = iter(args)
+    for each in rest:
+        if each == option:
+            next(rest, None)
+        elif not each.startswith(f"{option}="):
+            kept.append(each)
+    return kept
+
+
 def fit(args: Sequence[str]) -> None:
     """Distill."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_about_this_run)
     with warnings.catch_warnings():
         for expected in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=expected)
@@ -133,19 +183,32 @@ def fit(args: Sequence[str]) -> None:
         run(DistillationCLI(args))
 
 
+@contextmanager
+def resume_line(cli: DistillationCLI) -> Iterator[None]:
+    """Where a run ends before its time, say how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        endings = next((c for c in cli.trainer.callbacks if isinstance(c, Endings)), None)  # type: ignore[attr-defined]
+        saved = endings is not None and endings.last_checkpoint is not None
+        if saved or isinstance(error, SystemExit):  # finished experts are kept
+            sys.stderr.write(f"dd-lightning: to go on: {cli.command}{' --ckpt_path last' * saved}\n")
+        raise
+    if cli.trainer.global_step < cli.trainer.max_steps:  # by max_time, or by somebody's callback
+        sys.stderr.write(f"dd-lightning: to go on: {cli.command} --ckpt_path last\n")
+
+
 def run(cli: DistillationCLI) -> None:
     """Run what was built, write the run's summary and print it as a table."""
     cli._dump_config()
-    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SyntheticSetWriter):
-            callback.config = cli.config_dump
-    with blame_paths(cli.config, output="runs"):
+            callback.config, callback.command = cli.config_dump, cli.command
+    with blame_paths(cli.config, output="runs"), resume_line(cli):
         cli.trainer.fit(
             cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=cli.config.weights_only
         )
-    evaluation = next((each for each in callbacks if isinstance(each, EvalCallback)), None)
-    result = summary(cli.trainer, cli.model, evaluation)  # by all processes: the Trainer's folder is a broadcast
+    result = summary(cli.trainer, cli.model)  # by all processes: the Trainer's folder is a broadcast
     if cli.trainer.is_global_zero:
         write_atomically(Path(result["files"]) / "summary.json", json.dumps(result, indent=1).encode())
         show(closing_table(result))

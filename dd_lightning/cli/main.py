@@ -1,6 +1,8 @@
 """The command line: ``dd-lightning fit | experts | evaluate``."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 from dd_lightning.cli.commands import evaluate, experts
@@ -39,6 +41,9 @@ def main(args: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if args is None else args)
     command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if command in COMMANDS:
+        # what torch says of itself when it compiles
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         with one_line_errors():
             COMMANDS[command](rest)
     elif command in ("-h", "--help"):

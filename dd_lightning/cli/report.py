@@ -10,27 +10,30 @@ from rich.table import Table
 
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint
 from dd_lightning.module import DistillationModule
-from dd_lightning.training.evaluation import mean_std
+from dd_lightning.training.evaluation import mean_std, percent
 
 
-def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallback | None) -> dict[str, Any]:
+def summary(trainer: Trainer, module: DistillationModule) -> dict[str, Any]:
     """Return what a run achieved and what it cost, as values that JSON can hold.
 
-    Accuracies are in [0, 1], one for each network; ``last`` is the headline, ``best`` was chosen afterwards. Where the
-    recipe tests the networks several times, ``best_validation`` is the best test of each one.
+    Accuracies are in [0, 1], one for each network, by the name of its curve; ``last`` is the headline, ``best`` was
+    chosen afterwards. Where the recipe tests the networks several times, ``best_validation`` is the best test of each
+    one.
     """
+    evaluations = [each for each in trainer.callbacks if isinstance(each, EvalCallback)]  # type: ignore[attr-defined]
     accuracies: dict[str, Any] = {}
     random_real: dict[str, Any] | None = None
-    if evaluation is not None:
-        for name in dict.fromkeys(point.network for point in evaluation.points):
-            last, best = evaluation.last(name), evaluation.best(name)
+    for evaluation in evaluations:
+        for network, name in evaluation.curve_names.items():
+            last, best = evaluation.last(network), evaluation.best(network)
             accuracies[name] = {
                 "split": evaluation.split,
                 "last": {"step": last.step, **_accuracies(last)},
                 "best": {"step": best.step, **_accuracies(best)},
             }
-        if (baseline := evaluation.random_real) is not None:
-            random_real = {"network": baseline.network, **_accuracies(baseline)}
+        if random_real is None and (baseline := evaluation.random_real) is not None:
+            name = evaluation.curve_names[baseline.network]
+            random_real = {"network": name, **_accuracies(baseline)}
     pool = module.pool.summary()
     return {
         "images": len(module.synthetic_set),
@@ -42,7 +45,7 @@ def summary(trainer: Trainer, module: DistillationModule, evaluation: EvalCallba
         "skipped_steps": module.distillation.skipped_steps,
         "candidate_evaluations": module.distillation.candidate_evaluations,
         "seconds": module.distillation.cost.seconds,
-        "seconds_evaluating": evaluation.seconds if evaluation is not None else 0.0,
+        "seconds_evaluating": sum((evaluation.seconds for evaluation in evaluations), 0.0),
         "seconds_training_experts": pool.get("seconds_training_experts", 0.0),
         "peak_memory_bytes": module.distillation.cost.peak_memory,
         "device": str(module.device),
@@ -116,16 +119,3 @@ def evaluation_table(file: Path, images: int, decoded: int, points: Sequence[Eva
 def show(table: Table) -> None:
     """Print a table to the terminal."""
     Console().print(table)
-
-
-def percent(accuracies: Sequence[float]) -> str:
-    """Format accuracies in [0, 1] as mean and population standard deviation; a single one has no deviation.
-
-    Example:
-        >>> percent([0.5, 0.7]), percent([0.5])
-        ('60.0 ± 10.0 %', '50.0 %')
-    """
-    mean, std = mean_std(accuracies)
-    if len(accuracies) == 1:
-        return f"{100 * mean:.1f} %"
-    return f"{100 * mean:.1f} ± {100 * std:.1f} %"

@@ -2,11 +2,11 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from dd_lightning.functional.errors import InputError
+from dd_lightning.trainer.checkpoints import read_checkpoint
 
 _VERSION = re.compile(r"version_(\d+)$")
 _STEP = re.compile(r"step=(\d+)")
@@ -35,12 +35,12 @@ def run_folder(runs: str, name: str) -> Path:
     return folder
 
 
-def checkpoint_path(given: str | None, folder: Path) -> str | None:
+def checkpoint_path(given: str | None, *folders: Path) -> str | None:
     """Return the checkpoint to resume from.
 
     Args:
         given: A path, ``last`` or None.
-        folder: Of all versions of the run.
+        folders: Where to look for ``last``.
 
     Raises:
         InputError: If there is none, or it is damaged.
@@ -48,37 +48,32 @@ def checkpoint_path(given: str | None, folder: Path) -> str | None:
     if given is None:
         return None
     if given == "last":
-        return str(last_checkpoint(folder))
-    if not Path(given).is_file():
-        raise InputError(f"--ckpt_path is {given!r}, which is no file; give a checkpoint, or 'last'")
-    if not is_checkpoint(Path(given)):
-        raise InputError(
-            f"--ckpt_path is {given!r}, which is damaged or no checkpoint of a distillation run; give another one, or "
-            "'last'"
-        )
+        return str(last_checkpoint(*folders))
+    read_checkpoint(given)
     return given
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """Return the newest readable checkpoint of the newest version that has one.
+def last_checkpoint(*folders: Path) -> Path:
+    """Return the newest readable checkpoint of the newest version that has one, in the first folder that has any.
 
     Lightning's own ``last`` looks only into the new version, which is empty, and starts over.
 
     Args:
-        folder: ``<runs>/<name>``.
+        folders: ``<runs>/<name>``, and other ones of the run.
 
     Raises:
         InputError: If no version has a readable checkpoint.
     """
-    for version in _versions(folder):
+    for version in (version for folder in folders for version in _versions(folder)):
         checkpoints = sorted(
             (version / "checkpoints").glob("*.ckpt"), key=lambda path: _number(_STEP, path.name), reverse=True
         )
         for checkpoint in checkpoints:
-            if is_checkpoint(checkpoint):
+            with suppress(InputError):
+                read_checkpoint(checkpoint)
                 return checkpoint
     raise InputError(
-        f"--ckpt_path is 'last', but no run under {folder.resolve()} has a readable checkpoint; "
+        f"--ckpt_path is 'last', but no run under {folders[0].resolve()} has a readable checkpoint; "
         "leave --ckpt_path out to start anew, or name the run with --name"
     )
 
@@ -109,12 +104,3 @@ def _versions(folder: Path) -> list[Path]:
 def _number(pattern: re.Pattern[str], name: str) -> int:
     match = pattern.search(name)
     return int(match.group(1)) if match else -1
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Tell whether a file is a whole checkpoint of a distillation run."""
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception:  # noqa: BLE001, RUF100  (a damaged zip raises a different error for each way of damage)
-        return False
-    return "distillation" in checkpoint

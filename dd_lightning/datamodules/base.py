@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from dd_lightning.datamodules.collect import pixels, to_unit
 from dd_lightning.datamodules.steps import StepLoader
 from dd_lightning.datamodules.whitening_cache import cached_zca
+from dd_lightning.execution.memory import readable
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.whitening import fit_zca
 from dd_lightning.sets.color_spaces import ColorKind, ColorSpace, NormalizedSpace, PixelSpace, ZCASpace
@@ -206,6 +210,10 @@ class DistillationDataModule(LightningDataModule, ABC):
         splits = {"train": self._checked("train"), "test": self._checked("test")}
         names = self.load_class_names()
         images, labels = splits["train"]
+        shapes = [list(each.shape[1:]) for each, _ in splits.values()]
+        if shapes[0] != shapes[1]:
+            raise InputError(f"{self.name} has train images {shapes[0]}, but test images {shapes[1]}: make them alike")
+        _warn_of_lost_content(images, labels, self.name)
         num_classes = len(names) if names is not None else int(labels.max()) + 1
         if self.val_fraction > 0:
             kept, held = stratified_split(labels, self.val_fraction, self.split_seed, "val split")
@@ -216,7 +224,7 @@ class DistillationDataModule(LightningDataModule, ABC):
         sets = {}
         for split, (raw, of) in splits.items():
             try:
-                sets[split] = RealSet(space.encode(_to_unit(raw)), of, num_classes)
+                sets[split] = RealSet(space.encode(to_unit(raw)), of, num_classes, complete=split == "train")
             except InputError as error:
                 raise InputError(f"the {split} split of {self.name}: {error}") from None
         numbers = tuple(map(str, range(num_classes)))
@@ -230,6 +238,9 @@ class DistillationDataModule(LightningDataModule, ABC):
                 f"{what} has images {list(images.shape)} and labels {list(labels.shape)}; "
                 "[n, C, H, W] and [n] with n > 0 are needed: mend the data"
             )
+        if not torch.equal(labels, labels.long()):
+            raise InputError(f"{what} has labels such as {labels[labels != labels.long()][0]:g}: give class numbers")
+        images = pixels(images)
         if images.is_floating_point():
             low, high = float(images.min()), float(images.max())
             if not 0 <= low <= high <= 1:
@@ -247,7 +258,8 @@ class DistillationDataModule(LightningDataModule, ABC):
         if self.color_space == "zca":
             path = self.cache_dir / f"zca-{fingerprint}.safetensors"
             dimension = math.prod(images.shape[1:])
-            zca = cached_zca(path, dimension, lambda: fit_zca(_to_unit(images), eps=ZCA_EPS))
+            _check_zca_memory(dimension, list(images.shape[1:]))
+            zca = cached_zca(path, dimension, lambda: fit_zca(to_unit(images), eps=ZCA_EPS))
             return ZCASpace(zca, ZCA_EPS)
         if self.channel_stats is not None:
             mean, std = self.channel_stats
@@ -284,16 +296,35 @@ def channel_mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
     count = images.numel() / images.shape[1]
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     for chunk in torch.split(images, 4096):
-        total += _to_unit(chunk, torch.float64).sum(dim=(0, 2, 3)).cpu()
+        total += to_unit(chunk, torch.float64).sum(dim=(0, 2, 3)).cpu()
     mean = total / count
     spread = torch.zeros_like(mean)
     for chunk in torch.split(images, 4096):
-        centered = _to_unit(chunk, torch.float64).cpu() - mean[:, None, None]
+        centered = to_unit(chunk, torch.float64).cpu() - mean[:, None, None]
         spread += centered.square().sum(dim=(0, 2, 3))
     std = (spread / count).sqrt()
     return mean.float(), torch.where(std < _SMALLEST_STD, 1.0, std).float()
 
 
-def _to_unit(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return pixels in [0, 1] as ``dtype``, from uint8 or floats."""
-    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+def _check_zca_memory(dimension: int, shape: list[int]) -> None:
+    """Refuse a whitening whose matrices cannot be computed here."""
+    need = 6 * 8 * dimension**2  # measured at D = 2352: six matrices in float64 at the peak
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
+    if need > have:
+        raise InputError(
+            f"color_space is 'zca', whose matrices for images {shape} are {dimension} x {dimension} and take "
+            f"{readable(need)} to fit, but this machine has {readable(int(have))}: use 'normalized', or smaller images"
+        )
+
+
+def _warn_of_lost_content(images: Tensor, labels: Tensor, name: str) -> None:
+    """Warn if all pixels are equal, or all images of two classes: were they read as they were meant?"""
+    if bool((images == images[0, 0, 0, 0]).all()):
+        rank_zero_warn(f"all pixels of {name} are {images[0, 0, 0, 0]:g}: look at what was read with datamodule.train")
+        return
+    digests = torch.tensor([hash(image.numpy().tobytes()) for image in images.cpu()])
+    seen: dict[tuple[int, ...], int] = {}
+    for label in labels.unique().tolist():
+        other = seen.setdefault(tuple(digests[labels == label].unique().tolist()), label)
+        if other != label:
+            rank_zero_warn(f"classes {other} and {label} of {name} have the same images: look at what was read")

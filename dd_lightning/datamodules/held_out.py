@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from dd_lightning.datamodules.base import DistillationDataModule
+from dd_lightning.datamodules.class_order import renumbered
 from dd_lightning.functional.errors import InputError
 from dd_lightning.sets.color_spaces import ZCARecipe, same_space
 from dd_lightning.sets.real import RealSet
@@ -10,7 +11,7 @@ from dd_lightning.sets.synthetic_file import SyntheticFile
 
 
 def evaluation_data(file: SyntheticFile, data: DistillationDataModule) -> tuple[SyntheticFile, RealSet]:
-    """Return a stored set that can be decoded, and the test images in its color space.
+    """Return a stored set that can be decoded, and the test images in its color space and order of classes.
 
     A whitened set that was stored without its matrices takes those of ``data``, fitted with the set's split or read
     from the cache, if they come from the set's training data. Matrices of two machines agree to rounding only.
@@ -46,7 +47,8 @@ def evaluation_data(file: SyntheticFile, data: DistillationDataModule) -> tuple[
         )
     if unfitted:
         file = replace(file, space=data.space)
-    if same_space(file.space, data.space):
-        return file, data.test
-    pixels = data.space.decode(data.test.images)
-    return file, RealSet(file.space.encode(pixels), data.test.labels, data.num_classes)
+    test, images = data.test, data.test.images
+    labels = renumbered(test.labels, data.class_names, file.class_names, data.name, "the set")
+    if not same_space(file.space, data.space):
+        images = file.space.encode(data.space.decode(images))
+    return file, RealSet(images, labels, data.num_classes, complete=False)

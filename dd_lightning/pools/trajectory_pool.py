@@ -1,6 +1,7 @@
 """Expert trajectories on disk as a pool of segments."""
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -55,6 +56,8 @@ class TrajectoryPool(CandidatePool):
         expansion_steps: Distillation steps over which it grows, linearly.
         train_epochs: Epochs to train missing experts for; null is as many as the window can use.
         train_missing: Train the experts that the store lacks; if false, a lack is an error.
+        skip_damaged: Read all that the window uses at the start, and leave damaged experts out with a warning; nothing
+            is trained while there are any. If false, they are errors when they are read.
         recipe: How experts are trained.
         refresh: ``redraw``: a fresh start epoch at each draw, MTT's own rule. ``advance``: each expert has a cursor
             that moves one epoch on when the expert was used, and wraps within the start window.
@@ -77,6 +80,7 @@ class TrajectoryPool(CandidatePool):
     expansion_steps: int | None = None
     train_epochs: int | None = None
     train_missing: bool = True
+    skip_damaged: bool = False
     recipe: ExpertRecipe = field(default_factory=ExpertRecipe)
     refresh: TrajectoryRefresh = "redraw"
     share_start_epoch: bool = False
@@ -112,7 +116,7 @@ class TrajectoryPool(CandidatePool):
         return self._size
 
     def prepare(self, setup: PoolSetup) -> None:
-        """Check the store against the network, data and recipe; process 0 trains what it lacks."""
+        """Check the store against the network, data and recipe, and train what it lacks."""
         if setup.keeps_candidates and self.share_start_epoch:
             raise InputError(
                 "selection.refresh_per_step keeps candidates, which have start epochs of their own, but "
@@ -126,9 +130,14 @@ class TrajectoryPool(CandidatePool):
         identity = ExpertIdentity.of(
             setup.network, self.recipe, wanted, fingerprint=setup.fingerprint, dataset=setup.dataset
         )
+        if self.skip_damaged and (whole := self._without_damaged(size)) is not None:
+            self.store.check(identity, whole)
+            check_range("experts that are whole", len(whole), low=max(1, setup.size), hint="delete the damaged ones")
+            self._experts, self._size, self.cursors = whole, len(whole), self.cursors[: len(whole)]
+            return
         self.store.check(identity)
-        ids = self.store.ids()
-        short = [i for i in ids[:size] if self.store.epochs(i) < self.needed_epochs]
+        ids, enough = self.store.ids(), wanted if self.train_missing else self.needed_epochs
+        short = [i for i in ids[:size] if self.store.epochs(i) < enough]
         if setup.process.broadcast(len(ids) < size or bool(short)):
             if not self.train_missing:
                 what = f"expert {short[0]} has {self.store.epochs(short[0])} epochs" if short else f"{len(ids)} experts"
@@ -137,22 +146,35 @@ class TrajectoryPool(CandidatePool):
                     f"{self.needed_epochs} epochs; set train_missing: true, or lower num_experts or max_start_epoch"
                 )
             started = time.perf_counter()
-            if setup.process.rank == 0:
-                train_experts(
-                    setup.network,
-                    setup.real,
-                    self.store,
-                    identity,
-                    self.recipe,
-                    size,
-                    wanted,
-                    held_out=setup.held_out,
-                    execution=self.execution or setup.execution,
-                    progress_bar=setup.progress_bar,
-                )
+            train_experts(  # processes share them by claims
+                setup.network,
+                setup.real,
+                self.store,
+                identity,
+                self.recipe,
+                size,
+                wanted,
+                held_out=setup.held_out,
+                execution=self.execution or setup.execution,
+                progress_bar=setup.progress_bar and setup.process.rank == 0,
+            )
             setup.process.barrier()
             self._seconds = time.perf_counter() - started
         self._experts = self.store.ids()[:size]
+
+    def _without_damaged(self, size: int) -> list[int] | None:
+        """Return the experts whose rows can all be read; None if none of the first ``size`` is damaged."""
+        whole, reasons = [], []
+        for id in (ids := self.store.ids()[:size]):
+            try:
+                self.store.rows(id, range(self.min_start_epoch, self.needed_epochs + 1))
+                whole.append(id)
+            except InputError as error:
+                reasons.append(str(error))
+        if not reasons:
+            return None
+        warnings.warn(f"{len(reasons)} of {len(ids)} experts are left out: {'; '.join(reasons)}", stacklevel=2)
+        return whole
 
     def draw(self, count: int, context: StepContext, exclude: Sequence[CandidateKey] = ()) -> list[CandidateKey]:
         """Draw distinct experts, each with its start epoch by the refresh rule."""

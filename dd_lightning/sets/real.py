@@ -19,12 +19,13 @@ class RealSet:
         images: Float ``[n, C, H, W]``, in the color space that networks see.
         labels: Class numbers ``0 .. num_classes - 1``, int64 ``[n]``.
         num_classes: How many classes there are.
+        complete: Each must have an image; a test set may lack rare ones.
 
     Raises:
         InputError: If shapes or types do not fit, a label is out of range, or a class has no image.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, num_classes: int) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, num_classes: int, *, complete: bool = True) -> None:
         if images.ndim != 4 or not images.is_floating_point():
             raise InputError(
                 f"images are {images.dtype} {list(images.shape)}; a real set needs floats [n, C, H, W]: convert them"
@@ -42,7 +43,7 @@ class RealSet:
                 f"{num_classes - 1}: renumber the classes or raise num_classes"
             )
         counts: list[int] = torch.bincount(on_host, minlength=num_classes).tolist()
-        if 0 in counts:
+        if complete and 0 in counts:
             raise InputError(
                 f"class {counts.index(0)} of {num_classes} has no image; every class needs at least 1: "
                 "add images of it or renumber the classes"
@@ -87,14 +88,15 @@ class RealSet:
         return (indices if positions is None else indices[positions]).to(self.images.device)
 
     def sample_per_class(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw ``count`` different images of every class, uniformly: indices int64 ``[num_classes * count]``, by class.
+        """Draw ``count`` different images of every class, uniformly; all of a class that has fewer.
 
-        A host generator gives the same indices wherever the set lives.
+        They are indices int64, ``[num_classes * count]`` at most, class by class. A host generator gives the same
+        wherever the set lives.
 
         Raises:
-            InputError: If ``count`` is below 1 or exceeds the smallest class.
+            InputError: If ``count`` is below 1.
         """
-        check_range("number of images per class", count, 1, min(self.class_counts), hint="the smallest class")
+        check_range("number of images per class", count, 1)
         chosen = [
             indices[torch.randperm(len(indices), generator=generator, device=generator.device)[:count].cpu()]
             for indices in self._by_class

@@ -8,7 +8,7 @@ from dd_lightning.functional.random import step_generator
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) -> tuple[Tensor, Tensor]:
-    """Hold out the same share of every class, rounded to whole images (halves up).
+    """Hold out the same share of every class, rounded to whole images (halves up), but never all of them.
 
     Args:
         labels: Class numbers, int64 ``[n]``.
@@ -20,7 +20,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) ->
         The indices that stay and the indices that are held out, both int64 on the host and ascending.
 
     Raises:
-        InputError: If the fraction is out of range, or leaves a class without an image on either side.
+        InputError: If the fraction is out of range, or holds out nothing at all.
     """
     check_range("the held-out fraction", fraction, 0, 1, exclude_low=True, exclude_high=True)
     labels = labels.cpu()
@@ -29,12 +29,11 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, stream: str) ->
         members = torch.nonzero(labels == label).flatten()
         if not len(members):
             continue
-        count = int(fraction * len(members) + 0.5)
-        if not 0 < count < len(members):
-            raise InputError(
-                f"holding out {fraction} of the {len(members)} images of class {label} takes {count}; "
-                "both sides need at least 1 image per class: choose a fraction nearer to a half"
-            )
+        count = min(int(fraction * len(members) + 0.5), len(members) - 1)
         order = torch.randperm(len(members), generator=step_generator(seed, label, stream))
         held_out[members[order[:count]]] = True
+    if not held_out.any():
+        raise InputError(
+            f"holding out {fraction} of each class takes none of {len(labels)} images: choose a larger one"
+        )
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()

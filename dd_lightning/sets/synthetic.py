@@ -51,8 +51,9 @@ class SyntheticSet(nn.Module):
         self.formation, self.space = formation, space
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "SyntheticSet":
-        """Return the set whose state dict this is."""
+    def from_state(cls, state: Mapping[str, Any], prefix: str = "") -> "SyntheticSet":
+        """Return the set whose state dict this is, among other entries if theirs have another prefix."""
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         extra = state["_extra_state"]
         kind = extra["color_space"]
         space = None if kind is None else color_space_from_tensors(kind, extra["color_space_tensors"])

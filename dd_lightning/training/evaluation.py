@@ -142,6 +142,19 @@ def mean_std(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
+def percent(accuracies: Sequence[float]) -> str:
+    """Format accuracies in [0, 1] as mean and population standard deviation; a single one has no deviation.
+
+    Example:
+        >>> percent([0.5, 0.7]), percent([0.5])
+        ('60.0 ± 10.0 %', '50.0 %')
+    """
+    mean, std = mean_std(accuracies)
+    if len(accuracies) == 1:
+        return f"{100 * mean:.1f} %"
+    return f"{100 * mean:.1f} ± {100 * std:.1f} %"
+
+
 def train_fresh_networks(
     images: Tensor,
     targets: Tensor,

@@ -5,11 +5,13 @@ A file ``expert_00007.safetensors`` holds
 * ``trajectory``, float32 ``[epochs + 1, P]``: the flat weights before training and after each epoch;
 * ``momentum``, float32 ``[P]``, if the recipe has momentum: what SGD carries on from the last row;
 * ``statistics``, float32 ``[S]``, if the network has batch norm: its running statistics at the last row;
-* one metadata entry, ``dd_lightning``, JSON text: what the expert is (network, data, recipe) and its accuracies.
+* one metadata entry, ``dd_lightning``, JSON text: what the expert is (network, data, recipe), its accuracies, and a
+  CRC-32 of each row, which is compared when the row is read (files of before 0.2 have none).
 """
 
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -162,9 +164,14 @@ class ExpertStore:
                         f"epoch {epoch} of expert {id} was asked for, {self.file(id)} holds epochs 0 to {count - 1}; "
                         f"train the experts for at least {epoch} epochs or ask for an earlier one"
                     )
+            checksums = json.loads(file.metadata()[METADATA_KEY]).get("checksums")
             result = torch.empty(len(epochs), width)
             for row, epoch in enumerate(epochs):
                 result[row] = part[epoch : epoch + 1][0]
+                if checksums is not None and _checksum(result[row]) != checksums["trajectory"][epoch]:
+                    raise self._unreadable(id, f"the checksum of epoch {epoch} differs: it is damaged")
+                if not bool(result[row].isfinite().all()):
+                    raise self._unreadable(id, f"epoch {epoch} is not finite")
             return result
 
     def metadata(self, id: int) -> ExpertMetadata:
@@ -181,18 +188,21 @@ class ExpertStore:
         """Return all that continuing expert ``id`` needs, on the host, sharing memory with nothing."""
         with self._opened(id) as file:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+            checksums = json.loads(file.metadata()[METADATA_KEY]).get("checksums")
+        if checksums is not None and _checksums(tensors) != checksums:
+            raise self._unreadable(id, "a checksum differs: it is damaged")
         return ExpertState(
             tensors["trajectory"], tensors.get("momentum"), tensors.get("statistics"), self.metadata(id).accuracies
         )
 
-    def check(self, identity: ExpertIdentity) -> None:
-        """Compare every stored expert with what is wanted.
+    def check(self, identity: ExpertIdentity, ids: Sequence[int] | None = None) -> None:
+        """Compare stored experts, all by default, with what is wanted.
 
         Raises:
             InputError: If a file differs, naming the file, the first field that differs and both values.
         """
         wanted = dict(_leaves("", identity.plain()))
-        for id in self.ids():
+        for id in self.ids() if ids is None else ids:
             stored = dict(_leaves("", self.metadata(id).identity.plain()))
             for name in [*wanted, *stored]:
                 if stored.get(name) != wanted.get(name):
@@ -256,6 +266,13 @@ def _serialized(expert: ExpertState, identity: ExpertIdentity, seed: int) -> byt
                 f"{name} has shape {list(tensor.shape)}, but network {identity.network} has {width} parameters; give "
                 "flat vectors of them"
             )
+    # One entry only: the order of several in the header is not fixed, and equal content should be equal bytes.
+    named = {"trajectory": expert.trajectory, "momentum": expert.momentum, "statistics": expert.statistics}
+    on_host = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in named.items()
+        if tensor is not None
+    }
     text = json.dumps(
         {
             "format": FORMAT,
@@ -264,17 +281,20 @@ def _serialized(expert: ExpertState, identity: ExpertIdentity, seed: int) -> byt
             "identity": identity.plain(),
             "seed": seed,
             "accuracies": asdict(expert.accuracies),
+            "checksums": _checksums(on_host),
         },
         sort_keys=True,
     )
-    # One entry only: the order of several in the header is not fixed, and equal content should be equal bytes.
-    named = {"trajectory": expert.trajectory, "momentum": expert.momentum, "statistics": expert.statistics}
-    on_host = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in named.items()
-        if tensor is not None
-    }
     return bytes(safetensors.torch.save(on_host, {METADATA_KEY: text}))
+
+
+def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Return a checksum of each row of the trajectory, and one of each other tensor."""
+    return {name: [_checksum(row) for row in (each if each.ndim == 2 else [each])] for name, each in tensors.items()}
+
+
+def _checksum(row: Tensor) -> int:
+    return zlib.crc32(row.contiguous().numpy().data)
 
 
 def _leaves(name: str, value: object) -> Iterator[tuple[str, object]]:

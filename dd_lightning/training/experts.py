@@ -13,10 +13,13 @@ from dd_lightning.functional.errors import DivergenceError, InputError, check_ra
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.real import RealSet
+from dd_lightning.training.claims import Claims
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertState, ExpertStore
 from dd_lightning.training.parallel_networks import ParallelTraining, Passes, batching_pays, check_batches, piece_of
 from dd_lightning.training.progress import epoch_bar
 from dd_lightning.training.recipes import ExpertRecipe
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 FLUSH_SECONDS = 60.0
 """Files are written at the first end of an epoch this long after they were last written, and at the end."""
@@ -64,8 +67,8 @@ def train_experts(
     """Bring the first ``num_experts`` experts of a store to ``epochs`` epochs each.
 
     Experts that have them are left alone, shorter ones are continued, missing ones are begun: the same call continues
-    an interrupted job. A kill loses what was trained since the files were last written; Ctrl-C and errors lose no
-    finished epoch.
+    an interrupted job, and processes that make it at the same time share the work (:class:`Claims`). A kill loses what
+    was trained since the files were last written; Ctrl-C and errors lose no finished epoch.
 
     Initial weights, batches and augmentation of an expert depend on the recipe's seed, its id, and the epoch or step
     alone. So neither its neighbors nor interruptions change it: to the last bit if experts are computed one by one, to
@@ -98,11 +101,7 @@ def train_experts(
             f"{recipe.describe(epochs)}; make the identity from this recipe and number of epochs"
         )
     store.check(identity)
-    waiting: dict[int, list[int]] = {}
-    for id in range(num_experts):
-        if (stored := _stored_epochs(store, id)) < epochs:
-            waiting.setdefault(stored, []).append(id)
-    if not waiting:
+    if not (waiting := _waiting(store, num_experts, epochs)):
         return
     device, batch = real.images.device, min(recipe.batch_size, len(real))
     pixels = batch * real.image_shape[1] * real.image_shape[2]
@@ -114,11 +113,7 @@ def train_experts(
     passes = Passes(
         network.to(device), precision=recipe.precision, vectorized=vectorized, piece=piece, running_statistics=True
     )
-    groups = [
-        waiting[stored][start : start + count]
-        for stored in sorted(waiting, reverse=True)  # those that are nearly done come first
-        for start in range(0, len(waiting[stored]), count)
-    ]
+    sizes = {min(count, len(ids) - start) for ids in waiting.values() for start in range(0, len(ids), count)}
     remedy = "" if network.uses_batch_statistics else f"execution.micro_batch below {piece}, or "
     with explain_oom(
         f"training {min(count, num_experts)} x {network.name} as experts",
@@ -127,14 +122,25 @@ def train_experts(
     ):
         # calls of the whole job, stored or not: an interrupted one goes on as it began
         calls = num_experts * epochs * -(-len(real) // recipe.batch_size)
-        targets, counts = recipe.targets(real.labels, real.num_classes, real.images.dtype), {len(ids) for ids in groups}
+        targets = recipe.targets(real.labels, real.num_classes, real.images.dtype)
         data, what = (real.images, targets), "the experts' step"
-        passes.compile(execution.compile, calls, data, recipe.batch_size, counts, what, progress_bar)
+        passes.compile(execution.compile, calls, data, recipe.batch_size, sizes, what, progress_bar)
         job = _Job(passes, real, targets, held_out and held_out.to(device), store, identity, recipe, epochs)
         remaining = sum(epochs - max(0, stored) for stored, ids in waiting.items() for _ in ids)
-        with epoch_bar("experts", remaining * len(real), progress_bar) as show:
+        with Claims(store.path) as claims, epoch_bar("experts", remaining * len(real), progress_bar) as show:
             started, images = time.monotonic(), 0
-            for ids in groups:
+            while waiting := _waiting(store, num_experts, epochs):
+                for stored in sorted(waiting, reverse=True):  # those that are nearly done come first
+                    if ids := claims.take(waiting[stored], count):
+                        break
+                if any(_stored_epochs(store, id) != stored for id in ids):
+                    claims.release()  # another process has written one meanwhile
+                    continue
+                if not ids:
+                    others = sum(map(len, waiting.values()))
+                    show(images, f"waiting for {others} experts that other processes train")
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                    continue
                 group = _Group(job, ids)
                 whose = f"expert {ids[0] + 1}" if len(ids) == 1 else f"experts {ids[0] + 1}-{ids[-1] + 1}"
 
@@ -149,6 +155,7 @@ def train_experts(
                         group.train_epoch(on_step)
                 finally:
                     group.flush()
+                    claims.release()
 
 
 @dataclass(frozen=True)
@@ -251,9 +258,19 @@ class _Group:
         experts = {
             id: ExpertState(trajectory[: self.epoch + 1], momentum, statistics if len(statistics) else None, accuracies)
             for id, (trajectory, momentum, statistics, accuracies) in zip(self.ids, rows, strict=True)
+            if _stored_epochs(self.job.store, id) < self.epoch  # never a shorter file in place of a longer one
         }
         self.job.store.write(experts, self.job.identity, self.job.recipe.seed)
         self._saved, self._flushed = self.epoch, time.monotonic()
+
+
+def _waiting(store: ExpertStore, num_experts: int, epochs: int) -> dict[int, list[int]]:
+    """Return the experts that are too short, by how many epochs they have."""
+    waiting: dict[int, list[int]] = {}
+    for id in range(num_experts):
+        if (stored := _stored_epochs(store, id)) < epochs:
+            waiting.setdefault(stored, []).append(id)
+    return waiting
 
 
 def _stored_epochs(store: ExpertStore, id: int) -> int:

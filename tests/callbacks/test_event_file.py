@@ -1,7 +1,6 @@
 """What a run leaves in TensorBoard's event file and in evaluation.csv."""
 
 import csv
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,9 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import plugin_data_pb2
 
-from dd_lightning.callbacks import EvalCallback, SyntheticSetWriter
+from dd_lightning.callbacks import EvalCallback
 from dd_lightning.callbacks.accuracy_curve import EvaluationPoint
 from dd_lightning.cli.report import summary
 from dd_lightning.execution import compile as compile_module
@@ -63,12 +61,14 @@ def test_points_are_at_multiples_and_at_the_last_step(
         mine = [point for point in points.points if point.network == network]
         assert [point.step for point in mine] == expected
         for name, values in (
-            ("accuracy", [point.result.mean for point in mine]),
-            ("accuracy_std", [point.result.std for point in mine]),
-            ("accuracy_best", [max(p.result.mean for p in mine[: i + 1]) for i in range(len(mine))]),
-            ("seconds", [point.seconds for point in mine]),
+            (f"accuracy/{network}", [point.result.mean for point in mine]),
+            (f"evaluation/{network}/std", [point.result.std for point in mine]),
+            (f"evaluation/{network}/low", [point.result.mean - point.result.std for point in mine]),
+            (f"evaluation/{network}/high", [point.result.mean + point.result.std for point in mine]),
+            (f"evaluation/{network}/best", [max(p.result.mean for p in mine[: i + 1]) for i in range(len(mine))]),
+            (f"evaluation/{network}/seconds", [point.seconds for point in mine]),
         ):
-            found = curve(events, f"eval/{network}/{name}")
+            found = curve(events, name)
             assert [step for step, _ in found] == expected
             assert [value for _, value in found] == pytest.approx(values, rel=1e-6)
     assert [(int(row["step"]), row["network"]) for row in rows(folder)] == [
@@ -90,54 +90,6 @@ def test_csv_holds_the_raw_accuracies(store: Path, tmp_path: Path) -> None:
     assert distilled.distillation.skipped_steps == 0
 
 
-def test_names_of_all_scalars_and_the_picture(store: Path, tmp_path: Path) -> None:
-    callbacks: Sequence[Callback] = (small.selection(), small.evaluation(), SyntheticSetWriter(every_n_steps=2))
-    events, _, _ = logged(store, tmp_path, *callbacks, steps=3)
-    every_step = {
-        "distill/loss",
-        "distill/student_lr",
-        "selection/loss_mean",
-        "selection/loss_chosen",
-        "selection/entropy",
-        "selection/probability_chosen",
-        "selection/seconds",
-        "selection/loss_0",
-        "selection/loss_1",
-        "selection/loss_2",
-        "cost/seconds",
-        "cost/candidate_evaluations",
-        "cost/peak_memory_mb",
-    }
-    evaluations = {f"eval/{small.NETWORK}/{name}" for name in ("accuracy", "accuracy_std", "accuracy_best", "seconds")}
-    final = {f"hp/{small.NETWORK}/accuracy_{name}" for name in ("last", "best")}
-    tags = events.Tags()
-    assert every_step | evaluations | final <= set(tags["scalars"])
-    assert {tag for tag in every_step if [step for step, _ in curve(events, tag)] != [0, 1, 2]} == set()
-    assert [value for _, value in curve(events, "cost/candidate_evaluations")] == [3, 6, 9]
-    losses = [[value for _, value in curve(events, f"selection/loss_{i}")] for i in range(3)]
-    chosen = [value for _, value in curve(events, "selection/loss_chosen")]
-    assert chosen == [value for _, value in curve(events, "distill/loss")]
-    assert all(value in candidates for value, *candidates in zip(chosen, *losses, strict=True))
-    means = [sum(values) / 3 for values in zip(*losses, strict=True)]
-    assert [value for _, value in curve(events, "selection/loss_mean")] == pytest.approx(means)
-    assert tags["images"] == ["synthetic"]
-    assert [event.step for event in events.Images("synthetic")] == [0, 2, 3]
-
-
-def test_hparams_hold_settings_and_final_accuracy(store: Path, tmp_path: Path) -> None:
-    points = small.evaluation()
-    events, _, _ = logged(store, tmp_path, points, steps=3)
-    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    parsed = plugin_data_pb2.HParamsPluginData.FromString(content)
-    settings = {k: v.string_value or v.number_value for k, v in parsed.session_start_info.hparams.items()}
-    assert settings["network"] == small.NETWORK
-    assert settings["objective"] == "TrajectoryMatching"
-    assert (settings["ipc"], settings["seed"], settings["steps"], settings["syn_steps"]) == (2, 5, 3, 2)
-    for name, value in (("last", points.last().result.mean), ("best", points.best().result.mean)):
-        assert [v for _, v in curve(events, f"hp/{small.NETWORK}/accuracy_{name}")] == pytest.approx([value])
-    assert points.last().step == 3
-
-
 def test_a_resumed_run_logs_the_whole_curve(store: Path, tmp_path: Path) -> None:
     whole = small.evaluation()
     events, whole_folder, _ = logged(store, tmp_path / "whole", whole, steps=5)
@@ -153,8 +105,7 @@ def test_a_resumed_run_logs_the_whole_curve(store: Path, tmp_path: Path) -> None
         ckpt_path=saved / "step=3.ckpt",
     )
     assert folder.name == "version_1"
-    for name in ("accuracy", "accuracy_std", "accuracy_best"):
-        tag = f"eval/{small.NETWORK}/{name}"
+    for tag in (f"accuracy/{small.NETWORK}", *(f"evaluation/{small.NETWORK}/{name}" for name in ("std", "best"))):
         assert curve(resumed, tag) == curve(events, tag)
         assert [step for step, _ in curve(resumed, tag)] == [0, 2, 4, 5]
     unlike = {"seconds"}
@@ -192,11 +143,11 @@ def test_best_of_validations_is_logged_apart(store: Path, tmp_path: Path) -> Non
     events, folder, _ = logged(store, tmp_path, points, steps=3)
     assert all(len(point.validations) == 4 and point.validations[-1] == point.accuracies for point in points.points)
     best = [sum(point.best_accuracies) / 2 for point in points.points]
-    found = curve(events, f"eval/{small.NETWORK}/accuracy_best_validation")
+    found = curve(events, f"evaluation/{small.NETWORK}/best_validation")
     assert [step for step, _ in found] == [0, 2, 3]
     assert [value for _, value in found] == pytest.approx(best, rel=1e-6)
     last = [point.result.mean for point in points.points]
-    assert [value for _, value in curve(events, f"eval/{small.NETWORK}/accuracy")] == pytest.approx(last, rel=1e-6)
+    assert [value for _, value in curve(events, f"accuracy/{small.NETWORK}")] == pytest.approx(last, rel=1e-6)
     for row, point, mean in zip(rows(folder), points.points, best, strict=True):
         assert tuple(float(row[f"accuracy_{i}"]) for i in range(2)) == point.accuracies
         assert tuple(float(row[f"best_validation_{i}"]) for i in range(2)) == point.best_accuracies
@@ -247,11 +198,14 @@ def test_early_points_are_of_the_first_networks_and_the_last_one_of_all(
     assert points.last() == points.points[-1]
     assert points.random_real is not None
     assert len(points.random_real.accuracies) == 3
-    tag = f"eval/{small.NETWORK}"
+    tag = f"evaluation/{small.NETWORK}"
     assert curve(events, f"{tag}/num_networks") == [(0, 1), (2, 1), (4, 1), (5, 3)]
-    assert [step for step, _ in curve(events, f"{tag}/accuracy")] == [0, 2, 4, 5]
+    assert [step for step, _ in curve(events, f"accuracy/{small.NETWORK}")] == [0, 2, 4, 5]
     assert [step for step, _ in curve(events, f"{tag}/seconds")] == [0, 2, 4, 5]
-    assert [step for step, _ in curve(events, f"{tag}/accuracy_std")] == [5]  # one network has no deviation
+    assert [step for step, _ in curve(events, f"{tag}/std")] == [5]  # one network has no deviation
+    # but TensorBoard draws a band of those that have both ends at each step
+    for end in ("low", "high"):
+        assert curve(events, f"{tag}/{end}")[:3] == curve(events, f"accuracy/{small.NETWORK}")[:3]
     for row, point in zip(rows(folder), points.points, strict=True):
         count, nothing = len(point.accuracies), [""] * (3 - len(point.accuracies))
         assert [row[f"accuracy_{i}"] for i in range(3)] == [*map(str, point.accuracies), *nothing]
@@ -260,7 +214,7 @@ def test_early_points_are_of_the_first_networks_and_the_last_one_of_all(
         if recipe == "idc":
             assert [row[f"best_validation_{i}"] for i in range(3)] == [*map(str, point.best_accuracies), *nothing]
             assert (row["best_validation_std"] == "") == (count == 1)
-    last = summary(distilled.trainer, distilled, points)["networks"][small.NETWORK]["last"]
+    last = summary(distilled.trainer, distilled)["networks"][small.NETWORK]["last"]
     assert (last["step"], last["accuracies"]) == (5, list(full.last().accuracies))
 
 
@@ -270,7 +224,7 @@ def test_two_early_networks_have_a_deviation(store: Path, tmp_path: Path) -> Non
     assert [row["num_networks"] for row in rows(folder)] == ["2", "2", "3"]
     deviations = [point.result.std for point in points.points]
     assert [float(row["std"]) for row in rows(folder)] == deviations
-    found = curve(events, f"eval/{small.NETWORK}/accuracy_std")
+    found = curve(events, f"evaluation/{small.NETWORK}/std")
     assert [value for _, value in found] == pytest.approx(deviations, rel=1e-6)
 
 

@@ -91,12 +91,12 @@ def test_a_run_is_not_resumed_as_another(cli: Cli) -> None:
     checkpoint = cli.version(name="networks") / "checkpoints" / "step=2.ckpt"
     before = checkpoint.read_bytes(), small.contents(cli.version(name="networks"))
     for options, said in (
-        ("--model.factor 1", "factor.* 1 .*2"),
-        ("--model.image_space network", "image_space.*'network' .*'pixels'"),
-        ("--model.pool.num_networks 2", "2 networks, .* 1"),
-        ("--selection.pool_size 4", "4 networks, .* 1"),
-        ("--model.ipc 2", r"\[20, 1, 8, 8\] .*\[10, 1, 8, 8\]"),
-        ("--model.objective BidirectionalMatching", "BidirectionalMatching .*GradientMatching "),
+        ("--model.factor 1", "factor is 1, .*2"),
+        ("--model.image_space network", "image_space is 'network', .*'pixels'"),
+        ("--model.pool.num_networks 2", r"pool\.num_networks is 2, .* 1"),
+        ("--selection.pool_size 4", r"selection\.class is 'Traj.*, .* None"),
+        ("--model.ipc 2", r"ipc is 2, .* 1"),
+        ("--model.objective BidirectionalMatching", "'BidirectionalMatching', .*'GradientMatching'"),
     ):
         assert re.search(said, cli.networks_refused(*options.split(), "--ckpt_path", "last"))
         assert (checkpoint.read_bytes(), small.contents(cli.version(name="networks"))) == before

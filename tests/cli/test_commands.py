@@ -13,7 +13,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dd_lightning import __version__
-from dd_lightning.cli.report import percent
 from dd_lightning.cli.runs import synthetic_file
 from dd_lightning.datamodules import DigitsDataModule
 from dd_lightning.functional.errors import InputError
@@ -22,7 +21,7 @@ from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.sets.pictures import image_grid
 from dd_lightning.sets.synthetic_file import load_synthetic
 from dd_lightning.training import evaluation
-from dd_lightning.training.evaluation import EvaluationRecipe, evaluate_synthetic_set
+from dd_lightning.training.evaluation import EvaluationRecipe, evaluate_synthetic_set, percent
 from dd_lightning.training.expert_store import ExpertStore
 from tests import small
 from tests.small import Cli
@@ -56,19 +55,20 @@ def test_fit_leaves_everything_in_the_runs_folder(cli: Cli) -> None:
     assert cli.err.count("Warning") == cli.err.count("deprecated") == 0
     assert resolved(cli)["selection"]["init_args"]["temperature"] == 0.5
     logged = scalars(folder)
-    curve = dict(logged[f"eval/{small.NETWORK}/accuracy"])
+    curve = dict(logged[f"accuracy/{small.NETWORK}"])
     with (folder / "evaluation.csv").open() as file:
         rows = [[float(value) for value in (row[0], row[2], *row[5:])] for row in list(csv.reader(file))[1:]]
     assert [step for step, *_ in rows] == list(curve) == [0, 4, 6]
     for step, mean, *raw in rows:
         assert sum(raw) / 2 == pytest.approx(mean) == pytest.approx(curve[int(step)], abs=1e-6)
-    best = [accuracy for _, accuracy in logged[f"eval/{small.NETWORK}/accuracy_best"]]
+    best = [accuracy for _, accuracy in logged[f"evaluation/{small.NETWORK}/best"]]
     assert best == pytest.approx([max(list(curve.values())[: i + 1]) for i in range(3)])
-    assert logged[f"hp/{small.NETWORK}/accuracy_last"][-1][1] == pytest.approx(curve[6])
     assert [step for step, _ in logged["distill/loss"]] == [0, 1, 2, 3, 4, 5]
     assert logged["cost/candidate_evaluations"][-1][1] == 18
-    wanted = {"distill/student_lr", "cost/seconds", f"eval/{small.NETWORK}/accuracy_std"}
-    wanted |= {f"selection/{name}" for name in ("loss_0", "loss_2", "entropy", "probability_chosen", "seconds")}
+    wanted = {"distill/student_lr", "cost/seconds", f"evaluation/{small.NETWORK}/std"}
+    wanted |= {
+        f"selection/{name}" for name in ("loss_rank_1", "loss_rank_3", "entropy", "probability_chosen", "seconds")
+    }
     assert wanted <= set(logged)
     result = json.loads((folder / "summary.json").read_text())
     assert result["networks"][small.NETWORK]["last"]["accuracies"] == rows[-1][2:]
@@ -85,7 +85,7 @@ def test_synthetic_file_is_the_module(cli: Cli) -> None:
     assert (file.label_kind, file.network, file.objective) == ("soft", small.NETWORK, "TrajectoryMatching")
     assert file.config["model"]["ipc"] == 2
     assert file.config["trainer"]["max_steps"] == 6
-    grid = image_grid(file.stored_pixels(), 10)
+    grid = image_grid(file.stored_pixels(), 10, names=file.class_names)
     with Image.open(cli.version() / "synthetic.png") as picture:
         assert picture.size == (grid.shape[2], grid.shape[1])
 
@@ -149,7 +149,7 @@ def test_killed_and_resumed_from_last(cli: Cli, choice: list[str]) -> None:
     cli.fit(*choice, "--ckpt_path", "last")
     assert resolved(cli, 3)["ckpt_path"] == str(cli.version(0) / "checkpoints" / "step=4.ckpt")
     assert small.same(cli.learned(3), cli.learned(name="whole"))
-    assert [step for step, _ in scalars(cli.version(3))[f"eval/{small.NETWORK}/accuracy"]] == [0, 4, 6]
+    assert [step for step, _ in scalars(cli.version(3))[f"accuracy/{small.NETWORK}"]] == [0, 4, 6]
     assert "Warning" not in cli.err
     assert "dirpath has changed" not in cli.err
 

@@ -178,4 +178,4 @@ def test_packaged_configurations_of_a_wheel(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dd_lightning", "fit", *names, "--trainer.max_steps", "1", "--evaluation", "null"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
     subprocess.run(command, cwd=empty, env=environment, check=True)
-    assert (empty / "out/smoke_runs/quickstart/version_0/summary.json").is_file()
+    assert (empty / "out/smoke_runs/quickstart_dynadistill/version_0/summary.json").is_file()

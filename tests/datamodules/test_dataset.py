@@ -70,13 +70,13 @@ def test_many_images_show_progress(monkeypatch: pytest.MonkeyPatch, threshold: i
     pairs = Pairs([(pixels.permute(2, 0, 1), 0) for pixels in PIXELS])
     data = DatasetDataModule(pairs, pairs, color_space="pixel")
     assert torch.equal(data.train.images, EXPECTED)
-    assert bars == [("train data of custom", 4, hidden), ("test data of custom", 4, hidden)]
+    assert bars[::2] == [("train data of custom", 4, hidden), ("test data of custom", 4, hidden)]
 
 
 def test_errors() -> None:
     image = PIXELS[0].permute(2, 0, 1)
     uneven = Pairs([(image, 0), (image[:, :2], 1)])
-    with pytest.raises(InputError, match=r"train data of custom, image 1 is torch.uint8 \[3, 2, 6\] but image 0"):
+    with pytest.raises(InputError, match=r"train data of custom, image 1 is \[3, 2, 6\], but image 0 is \[3, 5, 6\]"):
         DatasetDataModule(uneven, uneven).setup()
     words = Pairs([("word", 0)])
     with pytest.raises(InputError, match=r"image 0 is a str: it must be a tensor, an array or a PIL image"):

@@ -15,7 +15,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "FashionMNISTDataModule": PUBLISHED,
     "SVHNDataModule": PUBLISHED,
     "DigitsDataModule": SHARED,
-    "ImageFolderDataModule": SHARED | {"image_size": 8, "grayscale": False},
+    "ImageFolderDataModule": SHARED | {"image_size": 8, "grayscale": False, "background": "white"},
 }
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from dd_lightning.callbacks import SyntheticSetWriter
-from dd_lightning.cli.report import percent
 from dd_lightning.datamodules import evaluation_data
 from dd_lightning.sets.synthetic_file import load_synthetic
 from dd_lightning.training import evaluation
-from dd_lightning.training.evaluation import EvaluationRecipe
+from dd_lightning.training.evaluation import EvaluationRecipe, percent
 from tests import small
 from tests.small import Cli
 

@@ -29,6 +29,8 @@ def test_sample_per_class_is_class_major_and_without_repeats() -> None:
         chosen = real.sample_per_class(3, step_generator(0, step, "batch"))
         assert real.labels[chosen].tolist() == [0] * 3 + [1] * 3 + [2] * 3
         assert len(set(chosen.tolist())) == 9
+    beyond = real.sample_per_class(9, step_generator(0, 0, "batch"))
+    assert sorted(beyond.tolist()) == list(range(len(real)))
     whole_class = real.sample_per_class(4, step_generator(0, 0, "batch"))
     assert sorted(whole_class[:4].tolist()) == [1, 5, 7, 9]  # class 0 has exactly four images
 
@@ -90,10 +92,12 @@ def test_host_generator_gives_the_same_indices_on_the_gpu() -> None:
 
 def test_errors_name_the_value_and_the_limit() -> None:
     real = make_set()
-    with pytest.raises(InputError, match="images per class is 5; it must be at least 1 and at most 4"):
-        real.sample_per_class(5, step_generator(0, 0, "batch"))
+    with pytest.raises(InputError, match="images per class is 0; it must be at least 1"):
+        real.sample_per_class(0, step_generator(0, 0, "batch"))
     with pytest.raises(InputError, match=r"class 3 of 4 has no image"):
         make_set(num_classes=4)
+    lacking = RealSet(real.images, real.labels, 4, complete=False)
+    assert lacking.class_counts == (*real.class_counts, 0)
     with pytest.raises(InputError, match=r"labels run from 0 to 2, outside 0 \.\. 1"):
         make_set(num_classes=2)
     with pytest.raises(InputError, match=r"images are torch.uint8 \[1, 1, 2, 2\]"):

@@ -41,5 +41,13 @@ def test_each_image_is_held_out_at_the_same_rate() -> None:
 def test_errors() -> None:
     with pytest.raises(InputError, match="fraction is 1; it must be above 0 and below 1"):
         stratified_split(LABELS, 1.0, 0, "val split")
-    with pytest.raises(InputError, match=r"holding out 0.05 of the 5 images of class 2 takes 0"):
-        stratified_split(LABELS, 0.05, 0, "val split")
+    with pytest.raises(InputError, match=r"holding out 0.01 of each class takes none of 40 images"):
+        stratified_split(LABELS, 0.01, 0, "val split")
+
+
+def test_a_small_class_limits_only_itself() -> None:
+    labels = torch.tensor([0] * 20 + [1] * 3 + [2])
+    for fraction, left in ((0.1, [18, 3, 1]), (0.9, [2, 1, 1])):
+        kept, held = stratified_split(labels, fraction, 0, "val split")
+        assert torch.bincount(labels[kept]).tolist() == left
+        assert len(held) == 24 - sum(left)

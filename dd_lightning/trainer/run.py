@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from dd_lightning.datamodules.base import DistillationDataModule
@@ -16,14 +17,29 @@ DEFAULT_STEPS = 2000
 Value = TypeVar("Value")
 
 
-def check_trainer(trainer: Trainer) -> None:
+def check_trainer(trainer: Trainer) -> Trainer:
     """Refuse settings under which a batch would not be a distillation step; without ``max_steps``, set the paper's.
+
+    Returns:
+        The same Trainer.
 
     Raises:
         InputError: If a setting is refused.
     """
-    if trainer.max_steps == 0:
-        raise InputError("trainer.max_steps is 0; a run needs at least 1 step")
+    for name, value in (
+        ("max_steps", trainer.max_steps),
+        ("max_epochs", trainer.max_epochs),
+        ("limit_train_batches", trainer.limit_train_batches),
+    ):
+        if value == 0:
+            raise InputError(f"trainer.{name} is 0; a run needs at least 1 step")
+    for callback in (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)):
+        if callback.save_weights_only:
+            raise InputError("checkpoint.save_weights_only is true; it must be false, or the run cannot be resumed")
+        if callback.save_top_k == 0:
+            raise InputError("checkpoint.save_top_k is 0, which saves nothing; set 1 or more, or -1 for all")
+        if not (callback._every_n_train_steps or callback._every_n_epochs or callback._train_time_interval):
+            raise InputError("checkpoint.every_n_train_steps is 0, which saves nothing on the way; set 1 or more")
     if trainer.precision != "32-true":
         raise InputError(
             f"trainer.precision is {trainer.precision!r}; it must be '32-true', since autocast would reach the step, "
@@ -37,6 +53,7 @@ def check_trainer(trainer: Trainer) -> None:
     if trainer.max_steps == -1:
         trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
         rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
+    return trainer
 
 
 def attached_data(trainer: Trainer) -> DistillationDataModule:
