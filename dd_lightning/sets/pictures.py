@@ -17,8 +17,8 @@ def image_grid(pixels: Tensor, num_classes: int, max_per_class: int = 10, names:
     """Lay class-sorted images out as a grid, [ch, rows, columns] in [0, 1].
 
     With several images per class, each class is a row; with one, rows hold five classes. Pixels are [C*ipc, ch, H, W];
-    values outside [0, 1], which learned images have, are clipped. The names of the classes stand above their first
-    images.
+    values outside [0, 1], which learned images have, are clipped. ``names``, if given, stand above the first image of
+    each class.
     """
     per_class = len(pixels) // num_classes
     shown = pixels.detach().cpu().unflatten(0, (num_classes, per_class))[:, :max_per_class].clamp(0, 1)

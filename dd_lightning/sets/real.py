@@ -90,8 +90,8 @@ class RealSet:
     def sample_per_class(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` different images of every class, uniformly; all of a class that has fewer.
 
-        They are indices int64, ``[num_classes * count]`` at most, class by class. A host generator gives the same
-        wherever the set lives.
+        Returns indices int64, ``[num_classes * count]`` at most, class by class. A host generator gives the same
+        indices wherever the set lives.
 
         Raises:
             InputError: If ``count`` is below 1.

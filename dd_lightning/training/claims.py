@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Self
 
 from dd_lightning.functional.errors import InputError
-from dd_lightning.sets.atomic_write import TEMPORARY_SUFFIX
 
 STALE_SECONDS = 60.0
 """A claim that was not renewed for so long is free, as is one of a process of this machine that is gone."""
@@ -100,7 +99,7 @@ class Claims:
 
     def _now(self) -> float:
         """Return the time by the file system's clock, which need not be this machine's."""
-        probe = self.folder / f".now.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        probe = self.folder / f".now.{uuid.uuid4().hex}.tmp"
         probe.touch()
         try:
             return probe.stat().st_mtime
