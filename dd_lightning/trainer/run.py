@@ -47,8 +47,8 @@ def check_trainer(trainer: Trainer) -> Trainer:
             raise InputError("checkpoint.save_top_k is 0, which saves nothing; set 1 or more, or -1 for all")
         if not (callback._every_n_train_steps or callback._every_n_epochs or callback._train_time_interval):
             raise InputError("checkpoint.every_n_train_steps is 0, which saves nothing on the way; set 1 or more")
-    if trainer.overfit_batches:
-        raise InputError(f"trainer.overfit_batches is {trainer.overfit_batches}; it must be 0: a batch is one step")
+    if overfit := vars(trainer)["overfit_batches"]:  # which Lightning declares nowhere
+        raise InputError(f"trainer.overfit_batches is {overfit}; it must be 0: a batch is one step")
     if trainer.precision != "32-true":
         raise InputError(
             f"trainer.precision is {trainer.precision!r}; it must be '32-true', since autocast would reach the step, "

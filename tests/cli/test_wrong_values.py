@@ -176,7 +176,6 @@ WRONG = {
     """,
     LIVE: """
         --model.objective.batch_real 0
-        --model.objective.batch_real 99999
         --model.objective.batch_real x
         --model.objective.batch_syn 0
         --model.objective.metric l3
