@@ -199,14 +199,8 @@ class Distillation:
         ]
         if held_out is not None:
             resident.insert(1, MemoryPart("held-out data", held_out.images.nbytes + held_out.labels.nbytes))
-        workload = Workload(
-            setup.network,
-            synthetic.decoded_size,
-            setup.soft_labels,
-            candidates,
-            real.images.device.type,
-            tuple(resident),
-        )
+        device, size = real.images.device.type, synthetic.decoded_size
+        workload = Workload(setup.network, size, setup.soft_labels, candidates, device, tuple(resident))
         estimate = self.objective.plan_memory(workload, setup.execution)
         if candidates == 1:
             return estimate

@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Literal
@@ -37,8 +37,7 @@ def _of_run(name: str) -> Any:  # noqa: ANN401  (whatever it is)
 class DistillationModule(SavedModule):
     """Dataset distillation: learns a few images per class by one matching objective.
 
-    One batch is one optimizer step is one distillation step t. Without a selection callback, each step learns from a
-    uniformly drawn candidate: the base method.
+    One batch is one step t; without a selection callback, it learns from a uniformly drawn candidate: the base method.
 
     Args:
         objective: Matching objective, or ``mtt``, ``idc``, ``dream_plus`` or ``dm`` with its defaults; null is ``mtt``.
@@ -109,19 +108,18 @@ class DistillationModule(SavedModule):
         super().__init__()
         objective = options["objective"] = make_objective(from_plain("objective", objective) or "mtt")
         pool = options["pool"] = from_plain("pool", pool) or objective.default_pool()
-        execution = options["execution"] = from_plain("execution", execution)
         self.save_hyperparameters(as_plain(options), logger=False)
         storage = Storage(**{field.name: options[field.name] for field in fields(Storage)})
         optimizer = SyntheticOptimizer(**{f.name: options[f.name] for f in fields(SyntheticOptimizer)})
         rules: dict[str, Any] = {"inner_loop": inner_loop, "clamp": clamp, "on_nonfinite": on_nonfinite, "seed": seed}
         self.distillation = Distillation(objective, pool, storage, optimizer, **rules)
-        self.network_spec, self.execution = network, execution
-        self.synthetic: SyntheticSet | None = None
+        self.network_spec, self.execution = network, from_plain("execution", execution)
+        self.synthetic = None
         self.demand = Demand()  # a selection says what it needs before `setup`
         self.measured: dict[str, float] = {}  # evaluations say what, before `validation_step` and `test_step`
         self._initialized = self._skipped = False
         self._settings: dict[str, Any] = {}
-        self._last_trainer: weakref.ref[Trainer] | None = None
+        self._last_trainer: Callable[[], Trainer | None] = type(None)  # none, until a weak reference replaces it
 
     @property
     def synthetic_set(self) -> SyntheticSet:
@@ -149,7 +147,7 @@ class DistillationModule(SavedModule):
         Endings.attach(check_trainer(self.trainer))
         data, demand = self.datamodule.to(self.trainer.strategy.root_device), self.demand
         network = FunctionalNetwork(self.network_spec, data.image_shape, data.num_classes)
-        continues = self._last_trainer is not None and self._last_trainer() is self.trainer
+        continues = self._last_trainer() is self.trainer
         setup = pool_setup(self.trainer, self.distillation, network, demand, self.execution, continues)
         self.synthetic = self.distillation.setup(setup, data.space, demand.candidates, self.synthetic, rank_zero_info)
         self._settings = run_settings(self.hparams, self.objective, self.pool, data.fingerprint, demand.selection)
@@ -208,8 +206,7 @@ class DistillationModule(SavedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what a resumed run needs to go on bit for bit."""
-        state = self.distillation.state_dict(self.global_step)
-        checkpoint["distillation"] = state | {"settings": self._settings}
+        checkpoint["distillation"] = self.distillation.state_dict(self.global_step) | {"settings": self._settings}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it; ``load_from_checkpoint``, without a setup, gives back the module and the images."""
@@ -221,9 +218,3 @@ class DistillationModule(SavedModule):
                 rank_zero_warn(f"seed is {seed}, but the checkpoint's run has {state['seed']}, which is used")
         self._initialized = True
         reopen_epoch(checkpoint)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Restore the images, in a module that has none yet as well."""
-        if self.synthetic is None:
-            self.synthetic = SyntheticSet.from_state(state_dict, prefix="synthetic.")
-        return super().load_state_dict(state_dict, *args, **kwargs)

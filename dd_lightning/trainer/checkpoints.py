@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from dd_lightning.distillation import CHECKPOINT_FORMAT
 from dd_lightning.functional.errors import DistillationError, InputError
 from dd_lightning.networks.registry import is_import_path
 from dd_lightning.sets.atomic_write import write_atomically
+from dd_lightning.sets.synthetic import SyntheticSet
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -59,7 +60,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class SavedModule(LightningModule):
-    """A LightningModule that comes back from a file only if that is whole, and imports nothing that a file names."""
+    """A LightningModule with a synthetic set that comes back from a file only if that is whole.
+
+    Nothing is imported because a file names it.
+    """
+
+    synthetic: SyntheticSet | None
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
@@ -79,6 +85,12 @@ class SavedModule(LightningModule):
                         "network=... yourself"
                     )
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Restore the images, in a module that has none yet as well."""
+        if self.synthetic is None:
+            self.synthetic = SyntheticSet.from_state(state_dict, prefix="synthetic.")
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
 
 @contextmanager
