@@ -84,7 +84,7 @@ def test_bad_buffers(network: FunctionalNetwork, buffers: list[str], tmp_path: P
         with pytest.raises(InputError, match=message) as error:
             imported(**options)
         assert "\n" not in str(error.value)
-        assert ExpertStore(tmp_path / "new").ids() == []
+        assert new.ids() == []
 
     refused("has 4 experts; give another path", target=ExpertStore(store))
     refused("experts of 3 epochs, but epochs is 5", epochs=5)
