@@ -1,5 +1,6 @@
 """``dd-lightning experts`` and ``dd-lightning evaluate``."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def experts(args: Sequence[str]) -> None:
     parser.add_argument("--path", type=str, default="experts", help="Folder of the store.")
     parser.add_argument("--num_experts", type=int, default=100, help="Experts the store shall hold (100 in MTT).")
     parser.add_argument("--epochs", type=int, default=50, help="Epochs each shall have (50 in MTT).")
+    parser.add_argument("--shard", type=str, default="1/1", help="Train the i-th of n parts only: i/n, from 1 on.")
     parser.add_argument(
         "--buffers", type=str, nargs="+", default=[], help="Take these replay_buffer_*.pt of MTT instead of training."
     )
@@ -76,6 +78,7 @@ def experts(args: Sequence[str]) -> None:
                 config.epochs,
                 held_out=data.test,
                 execution=objects.execution,
+                shard=_shard(config.shard),
             )
     sys.stdout.write(f"{len(store.ids())} experts in {Path(config.path).resolve()}\n")
 
@@ -144,6 +147,13 @@ def _parser(usage: str, description: str) -> OneLineParser:
     parser.add_argument("-c", "--config", action="config", help="YAML file or packaged name.")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:1, for example.")
     return parser
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Return the part of an array job, counted from 0, and how many there are."""
+    if not (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)) or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"shard is {text!r}; give i/n with i from 1 to n, such as 2/4")
+    return int(found[1]) - 1, int(found[2])
 
 
 def _device(name: str) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dd_lightning.execution.options import Execution
+from dd_lightning.execution.process import Process, SingleProcess
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
@@ -277,6 +278,7 @@ class Evaluation:
         execution: How the networks are computed. Test passes are not compiled.
         evaluations: How many there will be in the whole run: ``compile: auto`` compiles only what repays itself.
         counts: How many networks one may train: all these are compiled for at the first one.
+        process: One of several that share the networks.
     """
 
     def __init__(
@@ -287,7 +289,9 @@ class Evaluation:
         execution: Execution = Execution(),  # noqa: B008  (frozen)
         evaluations: int = 1,
         counts: Sequence[int] = (),
+        process: Process = SingleProcess(),  # noqa: B008  (it has no state)
     ) -> None:
+        self._process = process
         self._network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
         self._evaluations, self._counts = evaluations, counts
         self._passes: dict[int, Passes] = {}
@@ -306,27 +310,40 @@ class Evaluation:
 
         With images ``[K, n, ch, H, W]`` and targets ``[K, ...]``, each network has a set of its own.
         """
-        started, network, recipe = time.perf_counter(), self._network, self._recipe
+        started, network, recipe, process = time.perf_counter(), self._network, self._recipe, self._process
+        own = self._share(num_networks)
         if (size := images.shape[-4]) not in self._passes:
             data = (images[0], targets[0]) if images.ndim == 5 else (images, targets)
             self._passes[size] = self._compiled(data[0].detach(), data[1].detach(), num_networks)
         passes = self._passes[size]
-        validations: list[tuple[float, ...]] = []
+        accuracies = torch.zeros(len(recipe.validation_epochs), num_networks, dtype=torch.float64)
+        tested = iter(accuracies)
 
         def on_validation(training: ParallelTraining) -> None:
-            validations.append(accuracies_of(training.thetas, network, self._held_out, training.statistics))
+            found = accuracies_of(training.thetas, network, self._held_out, training.statistics)
+            next(tested)[own.start : own.stop] = torch.tensor(found, dtype=torch.float64)
 
         lr = student_lr if recipe.lr is None else recipe.lr
-        given = lr, network, recipe, num_networks, seed, on_epoch, on_validation, passes, first
-        train_fresh_networks(images, targets, *given)
-        return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
+        if images.ndim == 5:
+            images, targets = images[own.start : own.stop], targets[own.start : own.stop]
+        if own:
+            given = lr, network, recipe, len(own), seed, on_epoch, on_validation, passes, first + own.start
+            train_fresh_networks(images, targets, *given)
+        validations = tuple(tuple(row) for row in process.sum(accuracies).tolist())
+        return EvaluationResult(validations[-1], time.perf_counter() - started, validations)
+
+    def _share(self, num_networks: int) -> range:
+        """Return the numbers of the networks that this process trains."""
+        rank, size = self._process.rank, self._process.size
+        return range(num_networks * rank // size, num_networks * (rank + 1) // size)
 
     def _compiled(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
         network, recipe = self._network, self._recipe
         passes = evaluation_passes(network, images, recipe, self._execution)
         data = images, recipe.targets(targets, network.num_classes, images.dtype)
         calls = self._evaluations * recipe.epochs * -(-len(images) // recipe.batch_size)
-        counts, what = {num_networks, *self._counts}, f"the evaluation of {network.name}"
+        counts = {len(self._share(count)) for count in (num_networks, *self._counts)} - {0}
+        what = f"the evaluation of {network.name}"
         passes.compile(self._execution.compile, calls, data, recipe.batch_size, counts, what)
         return passes
 
