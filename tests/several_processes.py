@@ -1,8 +1,12 @@
 """Runs on several processes, for ``test_processes.py``: each rank writes its images after each step, and what it did.
 
 python -m tests.several_processes DEVICES OUT CASE...
+
+KILL=rank:step kills a rank within a step. A case that has a checkpoint is resumed.
 """
 
+import os
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -13,6 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from dd_lightning.callbacks import SyntheticSetWriter, TrajectorySelectionCallback
@@ -125,6 +130,10 @@ class Steps(Callback):
     def __init__(self) -> None:
         self.learned: list[torch.Tensor] = []
 
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+        if os.environ.get("KILL") == f"{trainer.global_rank}:{trainer.global_step}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def on_train_start(self, *_: object) -> None:
         DONE["classes"] = 0  # without those that measured the memory of a step
 
@@ -149,7 +158,8 @@ def run(devices: int, out: Path, name: str) -> None:
     make, choice = CASES[name]()
     distilled, steps = make(out / f"store-{devices}"), Steps()
     curve = small.evaluation(every_n_steps=2, epochs=1, num_networks=5)
-    callbacks = [steps, curve, SyntheticSetWriter(every_n_steps=2)]
+    saves = ModelCheckpoint(out / name, "{step}", every_n_train_steps=2)
+    callbacks = [steps, curve, SyntheticSetWriter(every_n_steps=2), saves]
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
@@ -158,11 +168,16 @@ def run(devices: int, out: Path, name: str) -> None:
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=callbacks + ([choice] if choice else []),
+        callbacks=[
+            *callbacks,
+            *([choice] if choice else []),
+            ModelCheckpoint(out / name, "{step}", every_n_train_steps=2),
+        ],
         logger=CSVLogger(str(out / f"{name}-{devices}"), name="run"),
         use_distributed_sampler=False,
     )
-    trainer.fit(distilled, datamodule=small.data())
+    saved = sorted((out / name).glob("*.ckpt"))
+    trainer.fit(distilled, datamodule=small.data(), ckpt_path=saved[-1] if saved else None)
     result = {
         "steps": torch.stack(steps.learned),
         "done": dict(DONE),

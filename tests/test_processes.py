@@ -20,17 +20,21 @@ SHARED = [name for name in CASES if name not in ("average", "broken")]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each rank of each number of processes says of each case."""
-    out, found = tmp_path_factory.mktemp("processes"), {}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = {}
     for size in (1, 2, 3):
-        names = SHARED if size != 2 else list(CASES)
-        command = [sys.executable, "-m", "tests.several_processes", str(size), str(out), *names]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580, check=False)
+        names, out = SHARED if size != 2 else list(CASES), tmp_path_factory.mktemp("processes")
+        done = command(size, out, *names)
         assert done.returncode == 0, done.stderr[-3000:]
         for name in names:
             for rank in range(size):
                 found[name, size, rank] = torch.load(out / f"{name}-{size}-{rank}.pt")
     return found
+
+
+def command(size: int, out: Path, *names: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])} | variables
+    words = [sys.executable, "-m", "tests.several_processes", str(size), str(out), *names]
+    return subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, timeout=580, check=False)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -84,3 +88,20 @@ def test_a_step_that_one_process_must_skip_is_skipped_by_both(results: Results) 
     assert torch.equal(first["steps"], second["steps"])
     assert first["skipped"] == second["skipped"] == 1
     assert {"synthetic.safetensors", "evaluation.csv", "metrics.csv"} <= set(first["files"])
+
+
+@pytest.mark.parametrize(("rank", "resumed_on"), [(1, 3), (0, 1)])
+def test_a_run_survives_a_rank_that_dies(results: Results, tmp_path: Path, rank: int, resumed_on: int) -> None:
+    """It ends at once, and goes on from the last checkpoint, on any number of processes."""
+    name = "idc, selection"
+    killed = command(2, tmp_path, name, KILL=f"{rank}:3")
+    assert killed.returncode != 0
+    newest = max(path.name for path in (tmp_path / name).iterdir())
+    assert newest == ("step=3.ckpt" if rank == 1 else "step=2.ckpt")  # rank 0 is the one that writes
+    done = command(resumed_on, tmp_path, name)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = results[name, 1, 0]
+    for each in range(resumed_on):
+        found = torch.load(tmp_path / f"{name}-{resumed_on}-{each}.pt")
+        assert torch.equal(found["steps"][-1], alone["steps"][-1])
+        assert all(map(torch.equal, found["pool"], alone["pool"]))
