@@ -1,0 +1,290 @@
+"""Folders of runs as `fit` writes them: found, read, and grouped by what they differ in."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dd_lightning.cli.report.curves import Curves, common_steps, cost_at
+from dd_lightning.functional.errors import InputError
+from dd_lightning.sets.synthetic_file import load_synthetic
+
+_FILES = ("config.yaml", "metrics.csv", "evaluation.csv", "summary.json")
+_COSTS = {"seconds": "cost/seconds", "evaluations": "cost/candidate_evaluations"}
+_NEUTRAL = {  # options that accuracies do not depend on, or groups of them: seeds, names, folders, how it is computed
+    *("seed_everything", "model.seed", "name", "runs", "ckpt_path", "weights_only", "writer", "checkpoint"),
+    *("root", "cache_dir", "path", "download", "verify", "train_missing", "compile", "micro_batch", "memory_gb"),
+    *("evaluation.every_n_steps", "evaluation.compare_random", "evaluation.num_networks_intermediate"),
+}
+_OF_TRAINER = {"trainer.max_steps", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"}  # the others are
+METHODS = {
+    "TrajectoryMatching": "MTT",
+    "GradientMatching": "IDC",
+    "BidirectionalMatching": "DREAM+",
+    "DistributionMatching": "DM",
+}
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds.
+
+    Attributes:
+        folder: The folder.
+        options: The resolved configuration, by the options' keys.
+        points: Accuracies of the networks at each step, by the name of the curve.
+        costs: What had been spent by some of the steps: steps and values, by what it is.
+        summary: What `summary.json` says; empty if the run is not finished.
+        data: Name and fingerprint of the data set.
+        network: What it was distilled with.
+    """
+
+    folder: Path
+    options: Options
+    points: Mapping[str, Mapping[int, tuple[float, ...]]]
+    costs: Mapping[str, tuple[list[float], list[float]]]
+    summary: Options
+    data: tuple[str, str]
+    network: str
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        own = self.options.get("model.seed")
+        return int(self.options.get("seed_everything") or 0) if own is None else int(own)
+
+    @property
+    def last_step(self) -> int:
+        """The last evaluated step."""
+        return max(step for points in self.points.values() for step in points)
+
+    @property
+    def state(self) -> str:
+        """Whether the run is finished, and where it ended otherwise."""
+        steps, done = self.options.get("trainer.max_steps"), self.summary.get("steps", self.last_step)
+        if self.summary and done >= (steps or 0):
+            return "finished"
+        return f"{'ended early' if self.summary else 'unfinished'}, step {done} of {steps}"
+
+    @cached_property
+    def essence(self) -> Options:
+        """The options that accuracies depend on."""
+        return {key: value for key, value in self.options.items() if not _is_neutral(key)}
+
+
+@dataclass
+class Arm:
+    """Runs that differ in their seed alone, and what to call them."""
+
+    runs: list[Run]
+    label: str = ""
+
+    @property
+    def selects(self) -> bool:
+        """Whether it is DynaDistill, not the base method."""
+        return self.runs[0].options.get("selection") is not None
+
+    def curves(self, network: str) -> Curves:
+        """Return the curves of an architecture."""
+        points = [run.points[network] for run in self.runs]
+        steps = common_steps(points)
+        accuracy = [[np.mean(each.get(step, np.nan)) for step in steps] for each in points]
+        costs = {name: np.array([cost_at(steps, *run.costs[name]) for run in self.runs]) for name in _COSTS}
+        costs["steps"] = np.array([steps] * len(points), float)
+        return Curves([run.seed for run in self.runs], np.array(accuracy), costs)
+
+
+@dataclass
+class Comparison:
+    """A method on a data set: the base, if there are runs of it, and what selects."""
+
+    title: str
+    arms: list[Arm]
+
+
+def find_runs(paths: Sequence[str | Path]) -> tuple[list[Run], list[str]]:
+    """Read the runs in some folders and below them; also return a line on each one that is left out.
+
+    Raises:
+        InputError: If a folder does not exist or holds no run, a file of a run is damaged, or no run is left.
+    """
+    runs: dict[Path, Run] = {}
+    left_out: list[str] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"{path} is {'a file' if path.exists() else 'no folder'}; give folders of runs")
+        folders = sorted({file.parent for name in _FILES for file in path.rglob(name)})
+        if not folders:
+            raise InputError(f"{path} holds no run; give the folder of a run, or one with runs below it")
+        for folder in folders:
+            if any(folder.glob("evaluation*.csv")) or folders == [path]:
+                runs[folder.resolve()] = read_run(folder)
+            else:
+                left_out.append(f"{folder} is left out: it has no evaluated step")
+    if not runs:
+        raise InputError(f"no run in {', '.join(map(str, paths))} has an evaluated step; run it with an evaluation")
+    return list(runs.values()), left_out
+
+
+def read_run(folder: Path) -> Run:
+    """Read the files of a run.
+
+    Raises:
+        InputError: If one that a finished step leaves is missing, or one is damaged.
+    """
+    points: dict[str, dict[int, tuple[float, ...]]] = {}
+    for file in sorted(folder.glob("evaluation*.csv"), key=lambda path: (len(path.name), path.name)):
+        taken = set(points)  # by another evaluation
+        for row in _rows(file, "step", "network", "accuracy_0"):
+            name = row["network"] + f" ({file.stem.removeprefix('evaluation_')})" * (row["network"] in taken)
+            accuracies = tuple(value for key, value in row.items() if key.startswith("accuracy_"))
+            points.setdefault(name, {})[int(row["step"])] = accuracies
+    if not points:
+        raise InputError(f"{folder} has no evaluated step; leave it out, or run it with an evaluation")
+    options = dict(_flat(_mapping(folder / "config.yaml", yaml.safe_load)))
+    file = folder / "summary.json"
+    summary = _mapping(file, json.loads, "steps", "seconds", "candidate_evaluations") if file.exists() else {}
+    data, network = (str(options.get("data")).removesuffix("DataModule"), ""), str(options.get("model.network"))
+    if (file := folder / "synthetic.safetensors").exists():
+        stored = load_synthetic(file)
+        data, network = (stored.dataset, stored.fingerprint), stored.network
+    return Run(folder, options, points, _costs(folder / "metrics.csv", summary), summary, data, network)
+
+
+def compare_runs(runs: Sequence[Run], left_out: list[str]) -> list[Comparison]:
+    """Group runs: those of an arm differ in their seed alone, the arms of a comparison in selection and `max_steps`.
+
+    Of runs of one seed, such as one that was resumed in a folder of its own, the one that got furthest counts; a line
+    on each other one is added to `left_out`.
+
+    Raises:
+        InputError: If runs of one comparison have read different data.
+    """
+    arms: dict[str, dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.last_step, bool(run.summary), len(str(run.folder)), str(run.folder))):
+        same = arms.setdefault(_key(run.essence), {})
+        if run.seed in same:
+            left_out.append(f"{same[run.seed].folder} is left out: {run.folder} has its options and seed, and got further")
+        same[run.seed] = run
+    comparisons: dict[str, Comparison] = {}
+    for same in arms.values():
+        arm, first = Arm([same[seed] for seed in sorted(same)]), next(iter(same.values()))
+        rest = {key: value for key, value in first.essence.items() if key != "trainer.max_steps" and "selection" not in key}
+        comparisons.setdefault(_key(rest), Comparison("", [])).arms.append(arm)
+    for comparison in comparisons.values():
+        _check_data([run for arm in comparison.arms for run in arm.runs])
+        comparison.arms.sort(key=lambda arm: arm.selects)
+        for selects, name in ((False, "base"), (True, "DynaDistill")):
+            alike = [arm for arm in comparison.arms if arm.selects == selects]
+            for arm, own in zip(alike, _differences([arm.runs[0].essence for arm in alike]), strict=True):
+                arm.label = name + f" ({own})" * bool(own)
+    found = sorted(comparisons.values(), key=_title)
+    for title in {_title(each) for each in found}:
+        alike_titles = [each for each in found if _title(each) == title]
+        own_options = _differences([each.arms[0].runs[0].essence for each in alike_titles], leave="selection")
+        for comparison, own in zip(alike_titles, own_options, strict=True):
+            comparison.title = title + f" ({own})" * bool(own)
+    return found
+
+
+def method_of(run: Run) -> str:
+    """Return what the literature calls the base method."""
+    objective = str(run.options.get("model.objective") or "TrajectoryMatching")
+    return "DATM" if run.options.get("model.labels") == "soft" else METHODS.get(objective, objective)
+
+
+def _title(comparison: Comparison) -> str:
+    run = comparison.arms[0].runs[0]
+    ipc = run.options.get("model.ipc") or 1
+    return f"{method_of(run)}, {run.data[0]}, {ipc} image{'s' * (ipc != 1)} per class, {run.network}"
+
+
+def _check_data(runs: Sequence[Run]) -> None:
+    for run in runs:
+        for name, one, other in zip(("set", "fingerprint"), run.data, runs[0].data, strict=True):
+            if one and other and one != other:
+                raise InputError(
+                    f"{runs[0].folder} and {run.folder} would share a figure, but their data {name} differs: {other} and "
+                    f"{one}; report them apart"
+                )
+
+
+def _differences(options: Sequence[Options], leave: str = " ") -> list[str]:
+    """Describe by what options some differ from others."""
+    keys = sorted({key for each in options for key in each if leave not in key})
+    keys = [key for key in keys if len({_key(each.get(key)) for each in options}) > 1]
+    return [", ".join(f"{key.rpartition('.')[2]} {each.get(key)}" for key in keys) for each in options]
+
+
+def _key(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _is_neutral(key: str) -> bool:
+    first, last = key.partition(".")[0], key.rpartition(".")[2]
+    return not _NEUTRAL.isdisjoint((key, first, last)) or (first == "trainer" and key not in _OF_TRAINER)
+
+
+def _flat(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Return options by their keys; the value of one that takes a class is the class's name."""
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, each in value.items():
+        if name == "class_path":
+            yield key, str(each).rpartition(".")[2]
+        else:
+            yield from _flat(each, key if name == "init_args" else f"{key}.{name}".lstrip("."))
+
+
+def _mapping(file: Path, parse: Callable[[str], Any], *numbers: str) -> Options:
+    try:
+        values = parse(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file.parent} has no {file.name}; give runs of dd-lightning fit") from error
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"cannot read {file}: {str(error)[:200]}; leave the run out") from error
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), int | float) for name in numbers):
+        raise InputError(f"{file} is no mapping with {', '.join(numbers) or 'options'}; leave the run out")
+    return values
+
+
+def _rows(file: Path, *required: str) -> list[dict[str, Any]]:
+    """Read a table of numbers and the column `network`; empty cells are left out."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        heading, *lines = list(csv.reader(io.StringIO(text), strict=True)) or [list(required)]
+        if missing := set(required) - set(heading):
+            raise ValueError(f"it has no column {min(missing)}")
+        rows = []
+        for number, line in enumerate(lines, start=2):
+            if len(line) != len(heading) or (number > len(lines) and not text.endswith("\n")):
+                raise ValueError(f"line {number} is torn; delete it")
+            cells = zip(heading, line, strict=True)
+            rows.append({key: value if key == "network" else float(value) for key, value in cells if value})
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"cannot read {file}: {str(error)[:200]}") from error
+    return rows
+
+
+def _costs(file: Path, summary: Options) -> dict[str, tuple[list[float], list[float]]]:
+    """Return steps and what had been spent by them."""
+    rows = _rows(file, "step") if file.exists() else []
+    costs = {}
+    for name, column in _COSTS.items():
+        # a row is written when its step has been given its candidates, and has not been taken
+        ahead = 1 if name == "evaluations" else 0
+        known = {row["step"] + ahead: row[column] for row in rows if column in row and row["step"] + ahead > 0}
+        if summary:
+            known[summary["steps"]] = summary["candidate_evaluations" if name == "evaluations" else name]
+        costs[name] = (sorted(known), [known[step] for step in sorted(known)])
+    return costs
