@@ -1,4 +1,4 @@
-"""The command line: ``dd-lightning fit | experts | evaluate``."""
+"""The command line: ``dd-lightning fit | experts | evaluate | report``."""
 
 import logging
 import sys
@@ -9,9 +9,10 @@ from dd_lightning.cli.commands import evaluate, experts
 from dd_lightning.cli.errors import one_line_errors, stop
 from dd_lightning.cli.fit import fit
 from dd_lightning.cli.parser import suggestion
+from dd_lightning.cli.report.build import command as report
 from dd_lightning.version import __version__
 
-COMMANDS = {"fit": fit, "experts": experts, "evaluate": evaluate}
+COMMANDS = {"fit": fit, "experts": experts, "evaluate": evaluate, "report": report}
 
 USAGE = """\
 usage: dd-lightning COMMAND [options]
@@ -22,6 +23,7 @@ commands:
   fit        distill a dataset: train missing experts, distill, evaluate, write the run's folder
   experts    train and store expert trajectories
   evaluate   train fresh networks on a distilled set and test them on real data
+  report     compare finished runs: accuracy against what it cost, and the paper's tables
 
   dd-lightning fit --config quickstart                              bundled digits, on a CPU, no download
   dd-lightning fit --config A.yaml --config dynadistill             any run with DynaDistill on top

@@ -44,7 +44,11 @@ def _comparison(comparison: Comparison) -> Values:
         "base_peak": peak,
         "arms": [_arm(arm, each, peak) for arm, each in zip(comparison.arms, curves, strict=True)],
         "ratios": [
-            {"base": comparison.arms[0].label, "other": arm.label, **{axis: compare(bases[0], each, axis) for axis in AXES}}
+            {
+                "base": comparison.arms[0].label,
+                "other": arm.label,
+                **{axis: compare(bases[0], each, axis) for axis in AXES},
+            }
             for arm, each in zip(comparison.arms, curves, strict=True)
             if bases and each is not bases[0]
         ],

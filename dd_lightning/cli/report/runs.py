@@ -173,12 +173,16 @@ def compare_runs(runs: Sequence[Run], left_out: list[str]) -> list[Comparison]:
     for run in sorted(runs, key=lambda run: (run.last_step, bool(run.summary), len(str(run.folder)), str(run.folder))):
         same = arms.setdefault(_key(run.essence), {})
         if run.seed in same:
-            left_out.append(f"{same[run.seed].folder} is left out: {run.folder} has its options and seed, and got further")
+            left_out.append(
+                f"{same[run.seed].folder} is left out: {run.folder} has its options and seed, and got further"
+            )
         same[run.seed] = run
     comparisons: dict[str, Comparison] = {}
     for same in arms.values():
         arm, first = Arm([same[seed] for seed in sorted(same)]), next(iter(same.values()))
-        rest = {key: value for key, value in first.essence.items() if key != "trainer.max_steps" and "selection" not in key}
+        rest = {
+            key: value for key, value in first.essence.items() if key != "trainer.max_steps" and "selection" not in key
+        }
         comparisons.setdefault(_key(rest), Comparison("", [])).arms.append(arm)
     for comparison in comparisons.values():
         _check_data([run for arm in comparison.arms for run in arm.runs])
