@@ -2,23 +2,22 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dd_lightning.cli.parser import OneLineParser
 from dd_lightning.cli.report.figure import draw
-from dd_lightning.cli.report.page import Heading, Part, Picture, Table, as_html, as_markdown
+from dd_lightning.cli.report.page import Part, Picture, as_html, as_markdown
 from dd_lightning.cli.report.results import results
 from dd_lightning.cli.report.runs import compare_runs, find_runs
-from dd_lightning.cli.report.tables import PUBLISHED, ratio_table, results_table, table_1, table_2
+from dd_lightning.cli.report.tables import PUBLISHED, paper_table, ratio_table, results_table
 from dd_lightning.sets.atomic_write import write_all_atomically
 
-_TITLE = "Dataset distillation: report"
 _SOURCES = (
-    "Ours: mean ± population standard deviation over seeds, at the last step. In the columns of the paper's data sets, "
-    "published and ours are ConvNet-3's. Blank is not measured. Published: the authors' own figures, mostly the best of a "
-    "run on the test images; "
+    "Ours: mean ± population standard deviation over n seeds, at the last step; in the paper's columns, of sets distilled "
+    f"with {PUBLISHED['network']}. Blank is not measured. Published are values of the authors, mostly the best of a run "
+    f"on the test images: {'; '.join(': '.join(each) for each in PUBLISHED['sources'].items())}."
 )
 
 
@@ -39,21 +38,19 @@ def report(runs: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     read, left_out = find_runs(runs)
     found = results(compare_runs(read, left_out), left_out)
     files: dict[str, bytes] = {}
-    parts: list[Part] = [Heading(_TITLE, 1), _overview(found)]
+    parts: list[Part] = ["# Dataset distillation: report", _overview(found)]
     for number, each in enumerate(found["comparisons"], start=1):
         drawn = draw(each)
         files |= {f"figure_{number}.{suffix}": data for suffix, data in drawn.items()}
-        parts += [Heading(each["title"]), Picture(f"figure_{number}.svg", each["title"], drawn["svg"]), _caption(each)]
+        parts += [f"## {each['title']}", Picture(f"figure_{number}.svg", each["title"], drawn["svg"]), _caption(each)]
         parts += [results_table(each), *[ratio_table(each)] * bool(each["ratios"])]
-        if pictures := _pictures(each, number):
+        for pictures in _pictures(each, number):
             files |= {picture.name: picture.data for picture in pictures}
             parts.append(pictures)
-    sources = "; ".join(f"{name} {own['source']}" for name, own in PUBLISHED["methods"].items() if own["source"])
-    parts += [Heading("Table 1 of the paper: test accuracy, %"), table_1(found["comparisons"]), f"{_SOURCES}{sources}."]
-    parts += [Heading("Table 2 of the paper: CIFAR-100, 1 image per class, on other networks: test accuracy, %")]
-    parts += [table_2(found["comparisons"]), Heading("Runs"), _runs(found), *found["left_out"]]
-    files["report.html"] = as_html(_TITLE, parts).encode()
-    files["report.md"] = as_markdown(parts).encode()
+    for table in PUBLISHED["tables"]:
+        parts += [f"## {table['title']}", paper_table(table, found["comparisons"])]
+    parts += [_SOURCES, *found["left_out"]]
+    files |= {"report.html": as_html(parts), "report.md": as_markdown(parts)}
     files["report.json"] = (json.dumps(found, indent=1) + "\n").encode()
     write_all_atomically((Path(out) / name, data) for name, data in files.items())
     return found
@@ -64,8 +61,8 @@ def command(args: Sequence[str]) -> None:
     parser = OneLineParser(
         prog="dd-lightning report",
         usage="dd-lightning report RUNS... --out DIR",
-        description="Compare finished runs: accuracy against steps, seconds and candidate evaluations, with and without "
-        "DynaDistill, over seeds; and the paper's tables. Writes report.html, .md, .json and the figures.",
+        description="Compare runs, with and without DynaDistill, over seeds: accuracy against steps, seconds and "
+        "candidate evaluations, and the paper's tables. Write report.html, .md and .json, and the figures.",
     )
     parser.add_argument("runs", type=str, nargs="+", help="Folders of runs, or with runs below them.")
     parser.add_argument("--out", type=str, default="report", help="Folder of the report.")
@@ -87,38 +84,30 @@ def _overview(found: Mapping[str, Any]) -> str:
 
 
 def _caption(comparison: Mapping[str, Any]) -> str:
-    peak, evaluated = comparison["base_peak"], comparison["evaluated"]
+    peak = comparison["base_peak"]
     text = (
-        f"Each point is the mean over seeds of a seed's mean over fresh {evaluated} networks; the band is ± the population "
-        "standard deviation of these seeds' means. Seconds are those of distillation alone, without evaluations and the "
-        "training of experts, interpolated between logged steps; a point lies at the seeds' mean of what they had spent. "
+        f"Points are means over seeds of each seed's mean over fresh {comparison['evaluated']} networks, bands ± the "
+        "population standard deviation of the seeds' means. Seconds are those of distillation, without evaluations and "
+        "training of experts, between logged steps interpolated. "
     )
     if peak is None:
-        return text + "There is no run of the base method, so nothing is marked."
-    return text + (
-        "Rings and vertical lines mark the first evaluated step at which a mean curve is at 95 % of the peak of the base's "
-        f"mean curve: {100 * peak['accuracy']:.1f} % at step {peak['step']:.0f}, hence {100 * peak['threshold']:.1f} %. "
-        f"That peak is chosen afterwards, on the {comparison['split']} images: a mark for speed, and no result. The "
-        "result is the accuracy at the last step; its deviations are over seeds (of their means) and over the networks "
-        "within a seed (root mean square)."
+        return f"{text}There is no run of the base method, so nothing is marked."
+    return (
+        f"{text}Marked is the first evaluated step at which a mean curve is at 95 % of the peak of the base's: "
+        f"{100 * peak['accuracy']:.1f} % at step {peak['step']:.0f}, so {100 * peak['threshold']:.1f} %. This peak is "
+        f"best-on-test, chosen afterwards on the {comparison['split']} images: it tells speed, and is no result. The "
+        "result is the accuracy at the last step, with its deviation over seeds, and that over the networks of a seed "
+        "(root mean square)."
     )
 
 
-def _pictures(comparison: Mapping[str, Any], number: int) -> list[Picture]:
-    pictures = []
+def _pictures(comparison: Mapping[str, Any], number: int) -> Iterator[list[Picture]]:
+    """Return the pictures of the sets of each arm, and whose they are."""
     for index, arm in enumerate(comparison["arms"], start=1):
+        pictures = []
         for run in arm["runs"]:
-            if (file := Path(run["folder"]) / "synthetic.png").is_file():
-                name = f"set_{number}_{index}_seed_{run['seed']}.png"
-                pictures.append(Picture(name, f"{arm['label']}, seed {run['seed']}", file.read_bytes()))
-    return pictures
-
-
-def _runs(found: Mapping[str, Any]) -> Table:
-    rows = [
-        [run["folder"], each["title"], arm["label"], str(run["seed"]), run["state"]]
-        for each in found["comparisons"]
-        for arm in each["arms"]
-        for run in arm["runs"]
-    ]
-    return ["folder", "what", "", "seed", "state"], rows
+            if (file := Path(run["folder"], "synthetic.png")).is_file():
+                caption = f"{arm['label']}, seed {run['seed']}: {run['folder']}"
+                pictures.append(Picture(f"set_{number}_{index}_seed_{run['seed']}.png", caption, file.read_bytes()))
+        if pictures:
+            yield pictures

@@ -75,7 +75,8 @@ def first_reach(accuracy: Array, cost: Array, threshold: Array | float) -> Array
 
 def threshold_of(base: Array) -> Array:
     """Return `SHARE` of the peak of the mean curve, ``[..., 1]``, of accuracies ``[..., seeds, steps]``."""
-    return SHARE * np.nanmax(mean_std(base, -2)[0], -1, keepdims=True)
+    peak: Array = np.nanmax(mean_std(base, -2)[0], -1, keepdims=True)
+    return SHARE * peak
 
 
 def ratio(base: Array, other: Array) -> Array:
@@ -103,8 +104,7 @@ def compare(base: Curves, other: Curves, axis: str) -> dict[str, Any]:
     result: dict[str, Any] = {"seeds": seeds, "base": [], "other": [], "ratios": [], "ratio": None, "interval": None}
     if not seeds:
         return result
-    threshold = threshold_of(base.accuracy)
-    own = [first_reach(*parts[i : i + 2], threshold) for i in (0, 2)]
+    own = [first_reach(parts[i], parts[i + 1], threshold_of(base.accuracy)) for i in (0, 2)]
     result |= {"base": own[0].tolist(), "other": own[1].tolist(), "ratios": ratio(*own).tolist()}
     result["ratio"] = _ratios(parts, np.arange(len(seeds))[None])[0]
     if len(seeds) >= SEEDS:

@@ -39,9 +39,9 @@ def draw(comparison: Mapping[str, Any]) -> dict[str, bytes]:
         figure.suptitle(comparison["title"], fontsize=11, fontweight="bold")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         files = {}
-        for suffix, options in {"png": {"dpi": 160}, "svg": {"metadata": {"Date": None}}}.items():
+        for suffix in ("png", "svg"):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, **options)
+            figure.savefig(buffer, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
             files[suffix] = buffer.getvalue()
     return files
 

@@ -1,105 +1,67 @@
 """A report as a page: one list of parts, written as HTML in one file without requests, and as Markdown."""
 
 import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from string import Template
 
-from dd_lightning.cli.report.tables import Table
+_PAGE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 1120px; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.7em; margin-bottom: .2em } h2 { font-size: 1.25em; margin-top: 2em; border-bottom: 1px solid #999 }
-p, li { max-width: 75em } p.small { color: #444; font-size: .9em }
-div.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .88em; margin: .8em 0 }
-th, td { padding: .25em .7em; text-align: right; font-variant-numeric: tabular-nums }
-th { border-bottom: 1.5px solid #111; vertical-align: bottom } td { border-bottom: 1px solid #ddd }
-table:not(.numbers) td, th:first-child, td:first-child { text-align: left }
-table { border-top: 1.5px solid #111; border-bottom: 1.5px solid #111 }
-img { max-width: 100% } div.sets { display: flex; flex-wrap: wrap; gap: 1.2em } figure { margin: 0 } figcaption { font-size: .85em }
-div.sets img { width: 250px; image-rendering: pixelated; border: 1px solid #bbb }
-</style>
-</head>
-<body>
-$body
-</body>
-</html>
-""")
+Table = tuple[list[str], list[list[str]]]
+"""A heading and rows; a cell that is empty in the first column belongs to the row above."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: its file's name, what it shows, and its bytes as they go into the page."""
+    """A picture: its file's name, what it shows, and its bytes."""
 
     name: str
     caption: str
     data: bytes
 
-    @property
-    def uri(self) -> str:
-        """The picture itself, as an address."""
-        kind = "svg+xml" if self.name.endswith(".svg") else "png"
-        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
+
+Part = str | Table | Picture | list[Picture]
+"""A paragraph, or a heading if it begins with #; a table; a figure; a row of small pictures."""
 
 
-@dataclass(frozen=True)
-class Heading:
-    """The title of a part, or of the page."""
-
-    text: str
-    level: int = 2
+def as_html(parts: Sequence[Part]) -> bytes:
+    """Return a page that needs no other file; its title is the first part."""
+    title = escape(str(parts[0]).lstrip("# "))
+    return _PAGE.substitute(title=title, body="\n".join(map(_html, parts))).encode()
 
 
-Part = Heading | str | Table | Picture | list[Picture]
-
-
-def as_html(title: str, parts: Sequence[Part]) -> str:
-    """Return a page that needs no other file."""
-    return _PAGE.substitute(title=html.escape(title), body="\n".join(map(_html, parts)))
-
-
-def as_markdown(parts: Sequence[Part]) -> str:
+def as_markdown(parts: Sequence[Part]) -> bytes:
     """Return the same in Markdown; pictures are files beside it."""
-    return "\n\n".join(map(_markdown, parts)) + "\n"
+    return ("\n\n".join(map(_markdown, parts)) + "\n").encode()
 
 
 def _html(part: Part) -> str:
-    match part:
-        case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case str():
-            return f"<p>{html.escape(part)}</p>"
-        case Picture():
-            return f'<img src="{part.uri}" alt="{html.escape(part.caption)}">'
-        case list():
-            shown = (
-                f"<figure>{_html(each)}<figcaption>{html.escape(each.caption)}</figcaption></figure>" for each in part
-            )
-            return f'<div class="sets">{"".join(shown)}</div>'
-        case (heading, rows):
-            top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in heading)
-            lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-            body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-            return f'<div class="wide"><table class="numbers">\n<tr>{top}</tr>\n{body}\n</table></div>'
+    if isinstance(part, str):
+        level = len(part) - len(part.lstrip("#"))
+        return f"<h{level}>{escape(part[level + 1 :])}</h{level}>" if level else f"<p>{escape(part)}</p>"
+    if isinstance(part, Picture):
+        kind, data = "svg+xml" if part.name.endswith(".svg") else "png", base64.b64encode(part.data).decode()
+        return f'<img src="data:image/{kind};base64,{data}" alt="{escape(part.caption)}">'
+    if isinstance(part, list):
+        shown = (f"<figure>{_html(each)}<figcaption>{escape(each.caption)}</figcaption></figure>" for each in part)
+        return f'<div class="pictures">{"".join(shown)}</div>'
+    heading, rows = part
+    lines = ["".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading)]
+    for row in rows:
+        begins = ' class="begin"' * bool(row[0])
+        lines.append("".join(f"<td{begins}>{escape(cell)}</td>" for cell in row))
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table>\n{body}\n</table></div>'
 
 
 def _markdown(part: Part) -> str:
-    match part:
-        case Heading(text, level):
-            return f"{'#' * level} {text}"
-        case str():
-            return part
-        case Picture():
-            return f"![{part.caption}]({part.name.replace('.svg', '.png')})"
-        case list():
-            return "\n\n".join(f"{_markdown(each)} {each.caption}" for each in part)
-        case (heading, rows):
-            lines = [heading, ["---"] * len(heading), *rows]
-            return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    if isinstance(part, Picture):
+        return f"![{part.caption}]({part.name.replace('.svg', '.png')})"
+    if isinstance(part, list):
+        return "\n".join(map(_markdown, part)) + "\n\n" + ", ".join(each.caption for each in part)
+    if isinstance(part, tuple):
+        heading, rows = part
+        return "\n".join(f"| {' | '.join(line)} |" for line in [heading, ["---"] * len(heading), *rows])
+    return part

@@ -1,13 +1,13 @@
 """What a report says, as plain values: `report.json`, which figures, tables and pages are made of."""
 
-import math
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dd_lightning.cli.report.curves import SHARE, Curves, compare, first_reach, mean_std
-from dd_lightning.cli.report.runs import Arm, Comparison, method_of
+from dd_lightning.cli.report.runs import Arm, Comparison
 from dd_lightning.version import __version__
 
 AXES = {"steps": "distillation steps", "seconds": "distillation seconds", "evaluations": "candidate evaluations"}
@@ -19,7 +19,8 @@ Values = dict[str, Any]
 def results(comparisons: Sequence[Comparison], left_out: Sequence[str]) -> Values:
     """Return all results; accuracies are in [0, 1], and None is what is not measured or not reached."""
     found = {"version": __version__, "comparisons": [_comparison(each) for each in comparisons], "left_out": left_out}
-    plain: Values = _plain(found)
+    text = json.dumps(found, default=lambda array: array.tolist())
+    plain: Values = json.loads(text, parse_constant=lambda _: None)  # NaN
     return plain
 
 
@@ -27,7 +28,7 @@ def _comparison(comparison: Comparison) -> Values:
     run = comparison.arms[0].runs[0]
     network = next(iter(run.points))
     curves = [arm.curves(network) for arm in comparison.arms]
-    bases = [each for arm, each in zip(comparison.arms, curves, strict=True) if not arm.selects]
+    bases = [each for arm, each in zip(comparison.arms, curves, strict=True) if not arm.runs[0].selects]
     peak = None
     if bases:
         mean = mean_std(bases[0].accuracy)[0]
@@ -35,7 +36,7 @@ def _comparison(comparison: Comparison) -> Values:
         peak = {"accuracy": mean[best], "step": bases[0].costs["steps"][0, best], "threshold": SHARE * mean[best]}
     return {
         "title": comparison.title,
-        "method": method_of(run),
+        "method": run.method,
         "dataset": run.data[0],
         "ipc": run.options.get("model.ipc") or 1,
         "network": run.network,
@@ -72,7 +73,7 @@ def _arm(arm: Arm, curves: Curves, peak: Mapping[str, Any] | None) -> Values:
     peaks = [run.summary.get("peak_memory_bytes") for run in finished]
     return {
         "label": arm.label,
-        "dynadistill": arm.selects,
+        "dynadistill": arm.runs[0].selects,
         "runs": [{"folder": str(run.folder), "seed": run.seed, "state": run.state} for run in arm.runs],
         "curve": {**costs, "mean": mean, "std": std, "seeds": np.isfinite(curves.accuracy).sum(0)},
         "accuracy_of_seeds": curves.accuracy,
@@ -119,13 +120,3 @@ def amount(value: float | None, missing: str = "not reached") -> str:
         ('40', '38.4', '1,234', 'not reached')
     """
     return missing if value is None else f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401  (JSON's values)
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,19 +17,14 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.sets.synthetic_file import load_synthetic
 
 _FILES = ("config.yaml", "metrics.csv", "evaluation.csv", "summary.json")
-_COSTS = {"seconds": "cost/seconds", "evaluations": "cost/candidate_evaluations"}
-_NEUTRAL = {  # options that accuracies do not depend on, or groups of them: seeds, names, folders, how it is computed
+_COSTS = {"seconds": "seconds", "evaluations": "candidate_evaluations"}  # as the run's files call them
+_NEUTRAL = {  # options, or groups of them, that accuracies do not depend on: seeds, names, places, how it is computed
     *("seed_everything", "model.seed", "name", "runs", "ckpt_path", "weights_only", "writer", "checkpoint"),
     *("root", "cache_dir", "path", "download", "verify", "train_missing", "compile", "micro_batch", "memory_gb"),
     *("evaluation.every_n_steps", "evaluation.compare_random", "evaluation.num_networks_intermediate"),
 }
-_OF_TRAINER = {"trainer.max_steps", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"}  # the others are
-METHODS = {
-    "TrajectoryMatching": "MTT",
-    "GradientMatching": "IDC",
-    "BidirectionalMatching": "DREAM+",
-    "DistributionMatching": "DM",
-}
+_OF_TRAINER = {"trainer.max_steps", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"}  # not the others
+_METHODS = {"GradientMatching": "IDC", "BidirectionalMatching": "DREAM+", "DistributionMatching": "DM"}
 
 Options = dict[str, Any]
 
@@ -42,8 +37,8 @@ class Run:
         folder: The folder.
         options: The resolved configuration, by the options' keys.
         points: Accuracies of the networks at each step, by the name of the curve.
-        costs: What had been spent by some of the steps: steps and values, by what it is.
-        summary: What `summary.json` says; empty if the run is not finished.
+        costs: Steps and what had been spent by them, by what it is.
+        summary: Of a finished run; else empty.
         data: Name and fingerprint of the data set.
         network: What it was distilled with.
     """
@@ -69,43 +64,63 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Whether the run is finished, and where it ended otherwise."""
-        steps, done = self.options.get("trainer.max_steps"), self.summary.get("steps", self.last_step)
-        if self.summary and done >= (steps or 0):
+        """Whether the run is finished, and where it is otherwise."""
+        steps, done = self.options.get("trainer.max_steps") or 0, self.summary.get("steps", self.last_step)
+        if self.summary and done >= steps:
             return "finished"
-        return f"{'ended early' if self.summary else 'unfinished'}, step {done} of {steps}"
+        return f"{'ended early' if self.summary else 'unfinished'}: step {done} of {steps}"
+
+    @property
+    def method(self) -> str:
+        """What the literature calls the base method."""
+        objective = str(self.options.get("model.objective"))
+        return _METHODS.get(objective, "DATM" if self.options.get("model.labels") == "soft" else "MTT")
+
+    @property
+    def title(self) -> str:
+        """What is distilled how."""
+        ipc = self.options.get("model.ipc") or 1
+        return f"{self.method}, {self.data[0]}, {ipc} image{'s' * (ipc != 1)} per class, {self.network}"
+
+    @property
+    def selects(self) -> bool:
+        """Whether it is DynaDistill, not the base method."""
+        return self.options.get("selection") is not None
 
     @cached_property
     def essence(self) -> Options:
         """The options that accuracies depend on."""
         return {key: value for key, value in self.options.items() if not _is_neutral(key)}
 
+    @cached_property
+    def shared(self) -> Options:
+        """Those of them that the arms of a comparison share."""
+        own = ("selection", "trainer.max_steps")
+        return {key: value for key, value in self.essence.items() if not key.startswith(own)}
 
-@dataclass
+
+@dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seed alone, and what to call them."""
+    """Runs that differ in their seed alone, in its order, and what to call them."""
 
+    label: str
     runs: list[Run]
-    label: str = ""
-
-    @property
-    def selects(self) -> bool:
-        """Whether it is DynaDistill, not the base method."""
-        return self.runs[0].options.get("selection") is not None
 
     def curves(self, network: str) -> Curves:
         """Return the curves of an architecture."""
         points = [run.points[network] for run in self.runs]
         steps = common_steps(points)
-        accuracy = [[np.mean(each.get(step, np.nan)) for step in steps] for each in points]
+        accuracy = np.array([[np.mean(each.get(step, np.nan)) for step in steps] for each in points])
         costs = {name: np.array([cost_at(steps, *run.costs[name]) for run in self.runs]) for name in _COSTS}
         costs["steps"] = np.array([steps] * len(points), float)
-        return Curves([run.seed for run in self.runs], np.array(accuracy), costs)
+        # a mean is over those that got there
+        costs = {name: np.where(np.isnan(accuracy), np.nan, cost) for name, cost in costs.items()}
+        return Curves([run.seed for run in self.runs], accuracy, costs)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
-    """A method on a data set: the base, if there are runs of it, and what selects."""
+    """A method on a data set: the base, if there are runs of it, and then what selects."""
 
     title: str
     arms: list[Arm]
@@ -152,7 +167,7 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder} has no evaluated step; leave it out, or run it with an evaluation")
     options = dict(_flat(_mapping(folder / "config.yaml", yaml.safe_load)))
     file = folder / "summary.json"
-    summary = _mapping(file, json.loads, "steps", "seconds", "candidate_evaluations") if file.exists() else {}
+    summary = _mapping(file, json.loads, "steps", *_COSTS.values()) if file.exists() else {}
     data, network = (str(options.get("data")).removesuffix("DataModule"), ""), str(options.get("model.network"))
     if (file := folder / "synthetic.safetensors").exists():
         stored = load_synthetic(file)
@@ -164,7 +179,7 @@ def compare_runs(runs: Sequence[Run], left_out: list[str]) -> list[Comparison]:
     """Group runs: those of an arm differ in their seed alone, the arms of a comparison in selection and `max_steps`.
 
     Of runs of one seed, such as one that was resumed in a folder of its own, the one that got furthest counts; a line
-    on each other one is added to `left_out`.
+    on each other one is added to ``left_out``.
 
     Raises:
         InputError: If runs of one comparison have read different data.
@@ -172,61 +187,45 @@ def compare_runs(runs: Sequence[Run], left_out: list[str]) -> list[Comparison]:
     arms: dict[str, dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.last_step, bool(run.summary), len(str(run.folder)), str(run.folder))):
         same = arms.setdefault(_key(run.essence), {})
-        if run.seed in same:
-            left_out.append(
-                f"{same[run.seed].folder} is left out: {run.folder} has its options and seed, and got further"
-            )
+        if (other := same.get(run.seed)) is not None:
+            left_out.append(f"{other.folder} is left out: {run.folder}, of the same options and seed, got further")
         same[run.seed] = run
-    comparisons: dict[str, Comparison] = {}
+    found: dict[str, list[dict[int, Run]]] = {}
     for same in arms.values():
-        arm, first = Arm([same[seed] for seed in sorted(same)]), next(iter(same.values()))
-        rest = {
-            key: value for key, value in first.essence.items() if key != "trainer.max_steps" and "selection" not in key
-        }
-        comparisons.setdefault(_key(rest), Comparison("", [])).arms.append(arm)
-    for comparison in comparisons.values():
-        _check_data([run for arm in comparison.arms for run in arm.runs])
-        comparison.arms.sort(key=lambda arm: arm.selects)
-        for selects, name in ((False, "base"), (True, "DynaDistill")):
-            alike = [arm for arm in comparison.arms if arm.selects == selects]
-            for arm, own in zip(alike, _differences([arm.runs[0].essence for arm in alike]), strict=True):
-                arm.label = name + f" ({own})" * bool(own)
-    found = sorted(comparisons.values(), key=_title)
-    for title in {_title(each) for each in found}:
-        alike_titles = [each for each in found if _title(each) == title]
-        own_options = _differences([each.arms[0].runs[0].essence for each in alike_titles], leave="selection")
-        for comparison, own in zip(alike_titles, own_options, strict=True):
-            comparison.title = title + f" ({own})" * bool(own)
-    return found
-
-
-def method_of(run: Run) -> str:
-    """Return what the literature calls the base method."""
-    objective = str(run.options.get("model.objective") or "TrajectoryMatching")
-    return "DATM" if run.options.get("model.labels") == "soft" else METHODS.get(objective, objective)
-
-
-def _title(comparison: Comparison) -> str:
-    run = comparison.arms[0].runs[0]
-    ipc = run.options.get("model.ipc") or 1
-    return f"{method_of(run)}, {run.data[0]}, {ipc} image{'s' * (ipc != 1)} per class, {run.network}"
+        found.setdefault(_key(next(iter(same.values())).shared), []).append(same)
+    comparisons = []
+    for each in found.values():
+        groups = sorted(([same[seed] for seed in sorted(same)] for same in each), key=lambda group: group[0].selects)
+        _check_data([run for group in groups for run in group])
+        names = ["DynaDistill" if group[0].selects else "base" for group in groups]
+        labels = _told_apart(names, [group[0].essence for group in groups])
+        comparisons.append([Arm(*each) for each in zip(labels, groups, strict=True)])
+    firsts = [each[0].runs[0] for each in comparisons]
+    titles = _told_apart([run.title for run in firsts], [run.shared for run in firsts])
+    return sorted(map(Comparison, titles, comparisons), key=lambda comparison: comparison.title)
 
 
 def _check_data(runs: Sequence[Run]) -> None:
+    """Refuse runs of one figure whose data sets have other names or fingerprints, where these are known."""
     for run in runs:
-        for name, one, other in zip(("set", "fingerprint"), run.data, runs[0].data, strict=True):
+        for name, one, other in zip(("name", "fingerprint"), run.data, runs[-1].data, strict=True):
             if one and other and one != other:
                 raise InputError(
-                    f"{runs[0].folder} and {run.folder} would share a figure, but their data {name} differs: {other} and "
-                    f"{one}; report them apart"
+                    f"{run.folder} and {runs[-1].folder} would share a figure, but differ in their data: {name} {one} "
+                    f"and {other}; report them apart"
                 )
 
 
-def _differences(options: Sequence[Options], leave: str = " ") -> list[str]:
-    """Describe by what options some differ from others."""
-    keys = sorted({key for each in options for key in each if leave not in key})
-    keys = [key for key in keys if len({_key(each.get(key)) for each in options}) > 1]
-    return [", ".join(f"{key.rpartition('.')[2]} {each.get(key)}" for key in keys) for each in options]
+def _told_apart(names: Sequence[str], options: Sequence[Options]) -> list[str]:
+    """Add to equal names by what options they differ."""
+    told = []
+    for name, own in zip(names, options, strict=True):
+        namesakes = [each for other, each in zip(names, options, strict=True) if other == name]
+        keys = sorted({key for each in namesakes for key in each})
+        keys = [key for key in keys if len({_key(each.get(key)) for each in namesakes}) > 1]
+        differences = ", ".join(f"{key.rpartition('.')[2]} {own.get(key)}" for key in keys)
+        told.append(name + f" ({differences})" * bool(keys))
+    return told
 
 
 def _key(value: object) -> str:
@@ -251,14 +250,13 @@ def _flat(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _mapping(file: Path, parse: Callable[[str], Any], *numbers: str) -> Options:
+    """Read a file that holds a mapping, with numbers of these names."""
     try:
         values = parse(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{file.parent} has no {file.name}; give runs of dd-lightning fit") from error
+        if not isinstance(values, dict) or not all(isinstance(values.get(name), int | float) for name in numbers):
+            raise ValueError(f"it is no mapping with {', '.join(numbers) or 'options'}")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"cannot read {file}: {str(error)[:200]}; leave the run out") from error
-    if not isinstance(values, dict) or not all(isinstance(values.get(name), int | float) for name in numbers):
-        raise InputError(f"{file} is no mapping with {', '.join(numbers) or 'options'}; leave the run out")
+        raise InputError(f"cannot read {file}: {str(error)[:200]}; give runs of dd-lightning fit") from error
     return values
 
 
@@ -282,13 +280,11 @@ def _rows(file: Path, *required: str) -> list[dict[str, Any]]:
 
 def _costs(file: Path, summary: Options) -> dict[str, tuple[list[float], list[float]]]:
     """Return steps and what had been spent by them."""
-    rows = _rows(file, "step") if file.exists() else []
-    costs = {}
+    rows, costs = _rows(file, "step") if file.exists() else [], {}
     for name, column in _COSTS.items():
-        # a row is written when its step has been given its candidates, and has not been taken
-        ahead = 1 if name == "evaluations" else 0
-        known = {row["step"] + ahead: row[column] for row in rows if column in row and row["step"] + ahead > 0}
-        if summary:
-            known[summary["steps"]] = summary["candidate_evaluations" if name == "evaluations" else name]
+        # a row is written when its step has its candidates, and before it is taken
+        steps, key = ([row["step"] + (name == "evaluations") for row in rows], f"cost/{column}")
+        known = {step: row[key] for step, row in zip(steps, rows, strict=True) if key in row and step > 0}
+        known |= {summary["steps"]: summary[column]} if summary else {}
         costs[name] = (sorted(known), [known[step] for step in sorted(known)])
     return costs
