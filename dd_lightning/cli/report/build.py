@@ -15,8 +15,8 @@ from dd_lightning.cli.report.tables import PUBLISHED, paper_table, ratio_table, 
 from dd_lightning.sets.atomic_write import write_all_atomically
 
 _SOURCES = (
-    "Ours: mean ± population standard deviation over n seeds, at the last step; in the paper's columns, of sets distilled "
-    f"with {PUBLISHED['network']}. Blank is not measured. Published are values of the authors, mostly the best of a run "
+    "Ours: mean ± population standard deviation over n seeds, at the last step; in the paper's columns, of sets made "
+    f"with {PUBLISHED['network']}. Blank: not measured. Published: values of the authors, mostly the best of a run "
     f"on the test images: {'; '.join(': '.join(each) for each in PUBLISHED['sources'].items())}."
 )
 
