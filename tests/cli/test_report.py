@@ -73,7 +73,7 @@ def write_run(
         writer.writerow(["step", "network", "mean", "std", "seconds", "accuracy_0", "accuracy_1"])
         for network, curve in (networks or {NETWORK: points}).items():
             for step, values in curve.items():
-                writer.writerow([step, network, "", "", 1.0, *values])
+                writer.writerow([step, network, "", "", 1.0, *values, *[""] * (2 - len(values))])
     per_step = 3 if selects else 1
     rows = ["cost/candidate_evaluations,cost/seconds,selection/entropy,step", f"{per_step},0.1,,0", ",,1.0,5"]
     rows += [f"{per_step * (step + 1)},{step * (1 + seed) * per_step},,{step}" for step in (5, 10, 15)]
@@ -162,8 +162,8 @@ def test_files(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shown in ("80.0", "best-on-test", "seed 0: 20 / 10; seed 1: 20 / 10", "20.0 ± 5.0", "49.63"):
         assert shown in page
         assert shown in text
-    image = Image.open("out/figure_1.png")
-    assert image.size == (1760, 640)
+    with Image.open("out/figure_1.png") as image:
+        assert image.size == (1760, 640)
     first = {path: path.read_bytes() for path in Path("out").iterdir()}
     main(["report", str(runs), "--out", "out"])
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == first
@@ -228,7 +228,7 @@ def test_other_selections_and_steps_share_a_figure(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/b", selects=True)
     write_run(tmp_path / "runs/c", selection=colder)
     ((_, arms),) = grouped(tmp_path / "runs")
-    assert arms == [("base", [0]), ("DynaDistill (temperature 0.5)", [0]), ("DynaDistill (temperature 0.1)", [0])]
+    assert arms == [("base", [0]), ("DynaDistill (temperature 0.1)", [0]), ("DynaDistill (temperature 0.5)", [0])]
     write_run(tmp_path / "more/d", trainer__max_steps=40)
     ((_, arms),) = grouped(tmp_path / "runs/a", tmp_path / "more")
     assert arms == [("base (max_steps 20)", [0]), ("base (max_steps 40)", [0])]
@@ -380,7 +380,7 @@ def test_readme_says_what_the_report_says() -> None:
         numbers = tables[re.findall(r"\[(.*?)\]", name)[0]]
         for cell, key in zip(columns, ("published", "paper", "paper + DynaDistill"), strict=True):
             known = numbers.get(key, [None] * 3)[:3]
-            shown = [None if each in ("", "–") else float(each) for each in cell.split(" / ")]
+            shown = [None if not each[:1].isdigit() else float(each) for each in cell.split(" / ")]
             assert (shown if cell else [None] * 3) == known, (name, key)
 
 

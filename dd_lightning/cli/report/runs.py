@@ -193,13 +193,14 @@ def compare_runs(runs: Sequence[Run], left_out: list[str]) -> list[Comparison]:
     found: dict[str, list[dict[int, Run]]] = {}
     for same in arms.values():
         found.setdefault(_key(next(iter(same.values())).shared), []).append(same)
-    comparisons = []
+    comparisons: list[list[Arm]] = []
     for each in found.values():
-        groups = sorted(([same[seed] for seed in sorted(same)] for same in each), key=lambda group: group[0].selects)
+        groups = [[same[seed] for seed in sorted(same)] for same in each]
         _check_data([run for group in groups for run in group])
         names = ["DynaDistill" if group[0].selects else "base" for group in groups]
         labels = _told_apart(names, [group[0].essence for group in groups])
-        comparisons.append([Arm(*each) for each in zip(labels, groups, strict=True)])
+        alike = map(Arm, labels, groups)
+        comparisons.append(sorted(alike, key=lambda arm: (arm.runs[0].selects, arm.label)))
     firsts = [each[0].runs[0] for each in comparisons]
     titles = _told_apart([run.title for run in firsts], [run.shared for run in firsts])
     return sorted(map(Comparison, titles, comparisons), key=lambda comparison: comparison.title)
