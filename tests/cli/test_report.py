@@ -330,7 +330,7 @@ def test_damaged_files(
 
 
 @pytest.mark.parametrize("change", [{"dataset": "cars"}, {"fingerprint": "fedcba9876543210"}])
-def test_other_data_in_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str]) -> None:
+def test_other_data_in_one_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any]) -> None:
     save_synthetic(write_run(tmp_path / "runs/a") / "synthetic.safetensors", example())
     other = write_run(tmp_path / "runs/b", selects=True, data__root="elsewhere")
     save_synthetic(other / "synthetic.safetensors", example())

@@ -80,7 +80,7 @@ def test_first_reach_is_the_slow_loop() -> None:
     accuracy[draws.random((200, 7)) < 0.1] = NAN
     thresholds = draws.random((200, 1)) * 1.2
     found = first_reach(accuracy, cost, thresholds)
-    slow = [slow_first(*row, t[0]) for *row, t in zip(accuracy.tolist(), cost.tolist(), thresholds, strict=True)]
+    slow = [slow_first(a.tolist(), c.tolist(), t[0]) for a, c, t in zip(accuracy, cost, thresholds, strict=True)]
     assert np.isnan(found).sum() > 10
     assert np.array_equal(found, slow, equal_nan=True)
 

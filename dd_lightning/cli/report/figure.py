@@ -54,6 +54,7 @@ def _draw_panel(panel: Any, comparison: Mapping[str, Any], axis: str) -> None:  
         x, mean, std = curve[axis], 100 * curve["mean"], 100 * curve["std"]
         seeds = len(arm["runs"])
         style = {"color": color, "marker": marker, "fillstyle": face, "markersize": 5, "linewidth": 1.6}
+        style["markevery"] = max(1, len(x) // 10)
         panel.plot(x, mean, line, label=f"{arm['label']}, {seeds} seed{'s' * (seeds > 1)}", zorder=3, **style)
         if seeds > 1:
             panel.fill_between(x, mean - std, mean + std, facecolor=color, alpha=0.15, linewidth=0)
