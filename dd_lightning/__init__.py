@@ -11,6 +11,8 @@ from dd_lightning.datamodules import (
     ImageFolderDataModule,
     MNISTDataModule,
     SVHNDataModule,
+    SyntheticDataModule,
+    import_set,
 )
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
@@ -21,6 +23,7 @@ from dd_lightning.objectives import (
     TrajectoryMatching,
 )
 from dd_lightning.pools import NetworkPool, TrajectoryPool
+from dd_lightning.sets.foreign import export_set
 from dd_lightning.sets.synthetic_file import load_synthetic, save_synthetic
 from dd_lightning.training.evaluation import EvaluationRecipe, evaluate_synthetic_set
 from dd_lightning.training.recipes import ExpertRecipe, NetworkRecipe
@@ -46,12 +49,15 @@ __all__ = [
     "NetworkPool",
     "NetworkRecipe",
     "SVHNDataModule",
+    "SyntheticDataModule",
     "SyntheticSetWriter",
     "TrajectoryMatching",
     "TrajectoryPool",
     "TrajectorySelectionCallback",
     "__version__",
     "evaluate_synthetic_set",
+    "export_set",
+    "import_set",
     "load_synthetic",
     "save_synthetic",
 ]

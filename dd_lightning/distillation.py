@@ -175,7 +175,7 @@ class Distillation:
         self._valid_pixels = self.storage.valid_pixels(synthetic, space) if self.clamp else None
         if not setup.continues:
             self._reset(real.images.device)
-            self.objective.reset()
+            self.objective.load_state_dict({})
         self.memory = self._plan_memory(setup, candidates)
         say(f"memory of a step on {real.images.device}: {self.memory}")
         network.to(real.images.device)

@@ -19,11 +19,12 @@ from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.networks.registry import is_import_path
 from dd_lightning.sets.synthetic_file import SyntheticFile, load_synthetic
-from dd_lightning.training.evaluation import RECIPES, Evaluation, EvaluationRecipe, get_recipe
+from dd_lightning.training.evaluation import RECIPES, Evaluation, EvaluationRecipe, get_recipe, percent
 from dd_lightning.training.expert_store import ExpertIdentity, ExpertStore
 from dd_lightning.training.experts import train_experts
 from dd_lightning.training.progress import epoch_bar
 from dd_lightning.training.recipes import ExpertRecipe
+from dd_lightning.training.replay_buffers import import_replay_buffers
 
 
 def experts(args: Sequence[str]) -> None:
@@ -37,6 +38,9 @@ def experts(args: Sequence[str]) -> None:
     parser.add_argument("--path", type=str, default="experts", help="Folder of the store.")
     parser.add_argument("--num_experts", type=int, default=100, help="Experts the store shall hold (100 in MTT).")
     parser.add_argument("--epochs", type=int, default=50, help="Epochs each shall have (50 in MTT).")
+    parser.add_argument(
+        "--buffers", type=str, nargs="+", default=[], help="Take these replay_buffer_*.pt of MTT instead of training."
+    )
     parser.add_subclass_arguments(DistillationDataModule, "data", required=False, help="Real data.")
     parser.add_class_arguments(ExpertRecipe, "recipe")
     parser.add_class_arguments(Execution, "execution", skip={"precision", "memory_gb"})  # the recipe has a precision
@@ -57,17 +61,22 @@ def experts(args: Sequence[str]) -> None:
             network, objects.recipe, config.epochs, fingerprint=data.fingerprint, dataset=data.name
         )
         store.check(identity)
-        train_experts(
-            network,
-            data.train.to(device),
-            store,
-            identity,
-            objects.recipe,
-            config.num_experts,
-            config.epochs,
-            held_out=data.test,
-            execution=objects.execution,
-        )
+        if config.buffers:
+            held_out = data.test.to(device)
+            found = import_replay_buffers(config.buffers, network, store, identity, config.epochs, held_out)
+            sys.stdout.write(f"{percent(found)} on the test images after {config.epochs} epochs\n")
+        else:
+            train_experts(
+                network,
+                data.train.to(device),
+                store,
+                identity,
+                objects.recipe,
+                config.num_experts,
+                config.epochs,
+                held_out=data.test,
+                execution=objects.execution,
+            )
     sys.stdout.write(f"{len(store.ids())} experts in {Path(config.path).resolve()}\n")
 
 

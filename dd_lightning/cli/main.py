@@ -1,4 +1,4 @@
-"""The command line: ``dd-lightning fit | experts | evaluate | report``."""
+"""The command line: ``dd-lightning COMMAND``."""
 
 import logging
 import sys
@@ -6,13 +6,21 @@ import warnings
 from collections.abc import Sequence
 
 from dd_lightning.cli.commands import evaluate, experts
+from dd_lightning.cli.convert import export_command, import_command
 from dd_lightning.cli.errors import one_line_errors, stop
 from dd_lightning.cli.fit import fit
 from dd_lightning.cli.parser import suggestion
-from dd_lightning.cli.report.build import command as report
+from dd_lightning.cli.report.build import report_command
 from dd_lightning.version import __version__
 
-COMMANDS = {"fit": fit, "experts": experts, "evaluate": evaluate, "report": report}
+COMMANDS = {
+    "fit": fit,
+    "experts": experts,
+    "evaluate": evaluate,
+    "report": report_command,
+    "export": export_command,
+    "import": import_command,
+}
 
 USAGE = """\
 usage: dd-lightning COMMAND [options]
@@ -24,6 +32,8 @@ commands:
   experts    train and store expert trajectories
   evaluate   train fresh networks on a distilled set and test them on real data
   report     compare finished runs: accuracy against what it cost, and the paper's tables
+  export     write a distilled set in the format of another project
+  import     read a distilled set of another project
 
   dd-lightning fit --config quickstart                              bundled digits, on a CPU, no download
   dd-lightning fit --config A.yaml --config dynadistill             any run with DynaDistill on top

@@ -183,15 +183,12 @@ class MatchingObjective(ABC):
     def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         """Return a candidate's loss as a scalar with a gradient by the synthetic set's parameters."""
 
-    def reset(self) -> None:  # noqa: B027  (most have no state)
-        """Forget an earlier run, before the first step of a new one."""
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold: tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`; an empty one is that of a new run."""
         del state
 
 

@@ -185,18 +185,14 @@ class ClasswiseMatching(MatchingObjective):
                 gradient[batch.rows] = matching.pulled_back(scored.candidate.theta, draw.images, batch, a)
         return known_loss(scored.loss, [problem.synthetic.decoded()], lambda grad: [grad * gradient])
 
-    def reset(self) -> None:
-        """Forget the representatives."""
-        self.load_state_dict({"chosen": None})
-
     def state_dict(self) -> dict[str, Any]:
         """Return the present representatives."""
         return {} if self._representatives is None else self._representatives.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
-        if self._representatives is not None and state:
-            self._representatives.load_state_dict(state)
+        """Restore them; an empty state has none yet."""
+        if self._representatives is not None:
+            self._representatives.load_state_dict(state or {"chosen": None})
 
     def _matching_of(self, network: FunctionalNetwork) -> ClassMatching:
         if self._matching is None or self._matching.network is not network:

@@ -10,11 +10,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from dd_lightning.functional.errors import InputError, check_choice, check_range
 from dd_lightning.functional.formation import Formation, decode_targets
 from dd_lightning.sets.atomic_write import write_atomically
-from dd_lightning.sets.color_spaces import ColorSpace, ZCASpace, color_space_from_tensors, recipe
+from dd_lightning.sets.color_spaces import ColorSpace, PixelSpace, ZCASpace, color_space_from_tensors, recipe
 from dd_lightning.sets.synthetic import ImageSpace, LabelKind, decode_images
 from dd_lightning.version import __version__
 
@@ -28,7 +29,7 @@ DEFAULT_EVALUATION_LR = 0.01  # where an old file and its configuration have non
 _COLOR_PREFIX = "color_space."
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SyntheticFile:
     """What the file of a distilled set holds.
 
@@ -135,11 +136,30 @@ class SyntheticFile:
         images = decode_images(self.images, self.formation, self.space if self.stored_as == "pixels" else None)
         return images, decode_targets(self.labels, self.formation)
 
+    def training_dataset(self) -> TensorDataset:
+        """Return :meth:`training_set` as a dataset of plain PyTorch, whose items are (image, label)."""
+        return TensorDataset(*self.training_set())
+
+    def __repr__(self) -> str:
+        """Say what it is, in a line."""
+        decoding = f", decoded to {self.effective_ipc}" * (self.effective_ipc != self.ipc)
+        return (
+            f"SyntheticFile({self.dataset}: {self.num_classes} classes of {self.ipc} images{decoding}, "
+            f"{list(self.images.shape[1:])}, {self.space.kind}, {self.label_kind} labels, lr {self.evaluation_lr:.3g}, "
+            f"{self.objective} with {self.network}, step {self.step})"
+        )
+
     def stored_pixels(self) -> Tensor:
         """Return the stored images as pixels, [num_classes * ipc, ch, H, W], not clamped to [0, 1]."""
         if self.pixels is not None:
             return self.pixels
         return self.images if self.stored_as == "pixels" else self.space.decode(self.images)
+
+    def decoded_pixels(self) -> Tensor:
+        """Return the images of :meth:`training_set` as pixels, [n, ch, H, W], not clamped to [0, 1]."""
+        if self.stored_as == "pixels":
+            return decode_images(self.images, self.formation, PixelSpace())
+        return self.stored_pixels() if self.formation.factor == 1 else self.space.decode(self.training_set()[0])
 
 
 _PLAIN = (

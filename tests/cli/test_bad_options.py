@@ -277,7 +277,7 @@ def results(cli: Cli) -> set[str]:
         ("experts --data DigitsDataModule --execution.precision tf32", 2, r"execution\.precision is no option"),
         ("evaluate nowhere --device toaster", 1, "device is 'toaster'"),
         ("report", 2, "runs.*see dd-lightning report --help"),
-        ("report nowhere", 1, "nowhere is no folder"),
+        ("report nowhere --out x", 1, "nowhere is no folder"),
         ("report nowhere --ou x", 2, "ou is no option; did you mean out?"),
     ],
 )

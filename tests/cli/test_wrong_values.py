@@ -177,6 +177,7 @@ WRONG = {
     LIVE: """
         --model.objective.batch_real 0
         --model.objective.batch_real x
+        --model.objective.batch_real -3
         --model.objective.batch_syn 0
         --model.objective.metric l3
         --model.objective.sampling best

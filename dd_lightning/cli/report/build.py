@@ -56,7 +56,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     return found
 
 
-def command(args: Sequence[str]) -> None:
+def report_command(args: Sequence[str]) -> None:
     """Compare finished runs."""
     parser = OneLineParser(
         prog="dd-lightning report",
@@ -65,7 +65,7 @@ def command(args: Sequence[str]) -> None:
         "candidate evaluations, and the paper's tables. Write report.html, .md and .json, and the figures.",
     )
     parser.add_argument("runs", type=str, nargs="+", help="Folders of runs, or with runs below them.")
-    parser.add_argument("--out", type=str, default="report", help="Folder of the report.")
+    parser.add_argument("--out", type=str, required=True, help="Folder of the report.")
     config = parser.parse_args(args)
     found = report(config.runs, config.out)
     for line in found["left_out"]:
