@@ -18,9 +18,13 @@ from dd_lightning.cli.report import report
 from dd_lightning.cli.report.figure import _STYLES
 from dd_lightning.cli.report.runs import compare_runs, find_runs
 from dd_lightning.cli.report.tables import PUBLISHED
+from dd_lightning.datamodules import DigitsDataModule
 from dd_lightning.functional.errors import InputError
 from dd_lightning.sets.synthetic_file import save_synthetic
+from dd_lightning.training.evaluation import mean_std
+from tests import small
 from tests.sets.test_synthetic_file import example
+from tests.small import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "ConvNet-3"
@@ -370,6 +374,23 @@ def test_tables_of_the_paper(tmp_path: Path) -> None:
     assert len([row for row in two if row[0] == "DREAM+ + DynaDistill"]) == 1
 
 
+def test_other_networks_of_the_evaluate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"trained_on": "distilled", "network": "ResNet-10", "accuracies": [0.2, 0.4]},
+        {"trained_on": "distilled", "network": NETWORK, "accuracies": [0.0, 0.0]},  # the run's own
+        {"trained_on": "random", "network": "VGG-11", "accuracies": [0.1, 0.1]},
+    ]
+    file = write_run(tmp_path / "runs/a") / "evaluate.json"
+    file.write_text(json.dumps({"set": {"step": 20}, "measured": rows}))
+    write_run(tmp_path / "runs/b", seed=1)
+    last = report(["runs"], "out")["comparisons"][0]["arms"][0]["last"]
+    assert list(last) == [NETWORK, "ResNet-10"]
+    assert (last[NETWORK]["mean"], last["ResNet-10"]["mean"]) == pytest.approx((0.8, 0.3))
+    assert (last["ResNet-10"]["step"], last["ResNet-10"]["seeds"]) == (20, 1)
+    file.write_text(json.dumps({"measured": rows}))
+    assert "runs/a/evaluate.json: KeyError('set')" in refused(capsys, "runs")
+
+
 def test_readme_says_what_the_report_says() -> None:
     """README's table of methods and the report have one source."""
     tables = PUBLISHED["tables"][0]["methods"]
@@ -386,3 +407,38 @@ def test_readme_says_what_the_report_says() -> None:
 
 def test_no_two_curves_look_alike_in_black_and_white() -> None:
     assert all(len({style[i] for style in _STYLES}) == len(_STYLES) for i in (0, 1, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_real_runs_of_three_seeds(cli: Cli) -> None:
+    """In miniature: `fit` in a loop over seeds, without and with selection, and their report."""
+    for name, options in (("base", ()), ("dyna", ("--selection.num_candidates", "2"))):
+        for seed in range(3):
+            cli.fit("--name", name, "--seed_everything", str(seed), "--trainer.max_steps", "4", *options)
+    cli("report", "runs", "--out", "out", "--per_class", "1")
+    (comparison,) = json.loads((cli.folder / "out/report.json").read_text())["comparisons"]
+    assert comparison["title"] == f"MTT, digits, 1 image per class, {small.NETWORK}"
+    arms = comparison["arms"]
+    assert [[run["seed"] for run in arm["runs"]] for arm in arms] == [[0, 1, 2]] * 2
+    assert [arm["curve"]["steps"] for arm in arms] == [[0, 4]] * 2
+    assert [arm["curve"]["evaluations"] for arm in arms] == [[0, 4], [0, 8]]
+    for arm, name in zip(arms, ("base", "dyna"), strict=True):
+        summaries = [json.loads((cli.version(seed, name) / "summary.json").read_text()) for seed in range(3)]
+        own = [mean_std(each["networks"][small.NETWORK]["last"]["accuracies"])[0] for each in summaries]
+        assert arm["last"][small.NETWORK]["mean"] == pytest.approx(mean_std(own)[0])
+        assert arm["last"][small.NETWORK]["std_seeds"] == pytest.approx(mean_std(own)[1])
+        assert arm["curve"]["seconds"][1] == pytest.approx(mean_std([each["seconds"] for each in summaries])[0])
+        assert list(arm["per_class"]) == [str(digit) for digit in range(10)]
+
+
+def test_accuracy_by_class_is_that_of_the_runs_own_networks(cli: Cli) -> None:
+    cli.fit("--trainer.max_steps", "1")
+    cli("report", str(cli.version()), "--out", "out", "--per_class", "2")
+    (arm,) = json.loads((cli.folder / "out/report.json").read_text())["comparisons"][0]["arms"]
+    data = DigitsDataModule()
+    data.setup()
+    counts = data.test.class_counts
+    total = sum(count * arm["per_class"][str(label)]["mean"] for label, count in enumerate(counts))
+    assert total / sum(counts) == pytest.approx(arm["last"][small.NETWORK]["mean"])
+    assert "| class | base, % |" in (cli.folder / "out/report.md").read_text()

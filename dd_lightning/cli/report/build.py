@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dd_lightning.cli.parser import OneLineParser
+from dd_lightning.cli.report.classes import class_accuracies
 from dd_lightning.cli.report.figure import draw
 from dd_lightning.cli.report.page import Part, Picture, as_html, as_markdown
 from dd_lightning.cli.report.results import results
 from dd_lightning.cli.report.runs import compare_runs, find_runs
-from dd_lightning.cli.report.tables import PUBLISHED, paper_table, ratio_table, results_table
+from dd_lightning.cli.report.tables import PUBLISHED, class_table, paper_table, ratio_table, results_table
+from dd_lightning.functional.errors import check_range
 from dd_lightning.sets.atomic_write import write_all_atomically
 
 _SOURCES = (
@@ -21,12 +23,14 @@ _SOURCES = (
 )
 
 
-def report(runs: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
+def report(runs: Sequence[str | Path], out: str | Path, per_class: int = 0, root: str = "data") -> dict[str, Any]:
     """Compare runs, and write `report.html`, `.md` and `.json`, the figures and the sets' pictures to a folder.
 
     Args:
         runs: Folders of runs, or with runs below them.
         out: Where to; files of an earlier report are replaced.
+        per_class: Fresh networks to train on each set for its accuracy class by class; 0 trains none.
+        root: Folder of the real data, for that.
 
     Returns:
         What `report.json` holds.
@@ -36,7 +40,11 @@ def report(runs: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
             written. Nothing has been written then.
     """
     read, left_out = find_runs(runs)
-    found = results(compare_runs(read, left_out), left_out)
+    check_range("per_class", per_class, low=0)
+    comparisons = compare_runs(read, left_out)
+    counted = [run for each in comparisons for arm in each.arms for run in arm.runs] if per_class else []
+    by_class = {run.folder: class_accuracies(run, per_class, root) for run in counted}
+    found = results(comparisons, left_out, by_class)
     files: dict[str, bytes] = {}
     parts: list[Part] = ["# Dataset distillation: report", _overview(found)]
     for number, each in enumerate(found["comparisons"], start=1):
@@ -44,6 +52,7 @@ def report(runs: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
         files |= {f"figure_{number}.{suffix}": data for suffix, data in drawn.items()}
         parts += [f"## {each['title']}", Picture(f"figure_{number}.svg", each["title"], drawn["svg"]), _caption(each)]
         parts += [results_table(each), *[ratio_table(each)] * bool(each["ratios"])]
+        parts += [class_table(each)] * bool(per_class)
         for pictures in _pictures(each, number):
             files |= {picture.name: picture.data for picture in pictures}
             parts.append(pictures)
@@ -66,8 +75,12 @@ def report_command(args: Sequence[str]) -> None:
     )
     parser.add_argument("runs", type=str, nargs="+", help="Folders of runs, or with runs below them.")
     parser.add_argument("--out", type=str, required=True, help="Folder of the report.")
+    parser.add_argument(
+        "--per_class", type=int, default=0, help="Fresh networks to train on each set for its accuracy by class."
+    )
+    parser.add_argument("--root", type=str, default="data", help="Folder of the real data, for --per_class.")
     config = parser.parse_args(args)
-    found = report(config.runs, config.out)
+    found = report(config.runs, config.out, config.per_class, config.root)
     for line in found["left_out"]:
         sys.stderr.write(f"dd-lightning: {line}\n")
     sys.stdout.write(f"{_overview(found)}\n{(Path(config.out) / 'report.html').resolve()}\n")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,25 @@ AXES = {"steps": "distillation steps", "seconds": "distillation seconds", "evalu
 """What accuracy is drawn against."""
 
 Values = dict[str, Any]
+ByClass = Mapping[str, Sequence[float]]
 
 
-def results(comparisons: Sequence[Comparison], left_out: Sequence[str]) -> Values:
-    """Return all results; accuracies are in [0, 1], and None is what is not measured or not reached."""
-    found = {"version": __version__, "comparisons": [_comparison(each) for each in comparisons], "left_out": left_out}
+def results(comparisons: Sequence[Comparison], left_out: Sequence[str], by_class: Mapping[Path, ByClass]) -> Values:
+    """Return all results; accuracies are in [0, 1], and None is what is not measured or not reached.
+
+    Args:
+        comparisons: The runs.
+        left_out: A line on each run that is not among them.
+        by_class: Accuracies of some networks by the class's name, of each run's folder; or empty.
+    """
+    compared = [_comparison(each, by_class) for each in comparisons]
+    found = {"version": __version__, "comparisons": compared, "left_out": left_out}
     text = json.dumps(found, default=lambda array: array.tolist())
     plain: Values = json.loads(text, parse_constant=lambda _: None)  # NaN
     return plain
 
 
-def _comparison(comparison: Comparison) -> Values:
+def _comparison(comparison: Comparison, by_class: Mapping[Path, ByClass]) -> Values:
     run = comparison.arms[0].runs[0]
     network = next(iter(run.points))
     curves = [arm.curves(network) for arm in comparison.arms]
@@ -43,7 +52,7 @@ def _comparison(comparison: Comparison) -> Values:
         "evaluated": network,
         "split": run.options.get("evaluation.split") or "test",
         "base_peak": peak,
-        "arms": [_arm(arm, each, peak) for arm, each in zip(comparison.arms, curves, strict=True)],
+        "arms": [_arm(arm, each, peak, by_class) for arm, each in zip(comparison.arms, curves, strict=True)],
         "ratios": [
             {
                 "base": comparison.arms[0].label,
@@ -56,7 +65,7 @@ def _comparison(comparison: Comparison) -> Values:
     }
 
 
-def _arm(arm: Arm, curves: Curves, peak: Mapping[str, Any] | None) -> Values:
+def _arm(arm: Arm, curves: Curves, peak: Mapping[str, Any] | None, by_class: Mapping[Path, ByClass]) -> Values:
     mean, std = mean_std(curves.accuracy)
     costs = {axis: mean_std(curves.costs[axis])[0] for axis in AXES}
     reach = {}
@@ -78,7 +87,11 @@ def _arm(arm: Arm, curves: Curves, peak: Mapping[str, Any] | None) -> Values:
         "curve": {**costs, "mean": mean, "std": std, "seeds": np.isfinite(curves.accuracy).sum(0)},
         "accuracy_of_seeds": curves.accuracy,
         "to_95": reach,
-        "last": {name: _last(arm, name) for name in arm.runs[0].points if all(name in run.points for run in arm.runs)},
+        "last": {name: _last(arm, name) for name in dict.fromkeys(name for run in arm.runs for name in run.points)},
+        "per_class": {
+            name: spread([by_class[run.folder][name] for run in arm.runs])
+            for name in by_class.get(arm.runs[0].folder, ())
+        },
         "random_real": spread(random_real) if random_real else None,
         "seconds": [run.summary["seconds"] for run in finished],
         "peak_memory_bytes": max((each for each in peaks if each), default=None),
@@ -87,8 +100,9 @@ def _arm(arm: Arm, curves: Curves, peak: Mapping[str, Any] | None) -> Values:
 
 def _last(arm: Arm, network: str) -> Values:
     """Return the accuracy at the last evaluated step, over the seeds that got there."""
-    step = max(step for run in arm.runs for step in run.points[network])
-    return {"step": step, **spread([run.points[network][step] for run in arm.runs if step in run.points[network]])}
+    points = [run.points[network] for run in arm.runs if network in run.points]
+    step = max(step for each in points for step in each)
+    return {"step": step, **spread([each[step] for each in points if step in each])}
 
 
 def spread(accuracies: Sequence[Sequence[float]]) -> Values:

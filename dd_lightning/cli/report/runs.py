@@ -165,6 +165,14 @@ def read_run(folder: Path) -> Run:
             points.setdefault(name, {})[int(row["step"])] = accuracies
     if not points:
         raise InputError(f"{folder} has no evaluated step; leave it out, or run it with an evaluation")
+    if (file := folder / "evaluate.json").exists():  # of dd-lightning evaluate, with other networks
+        try:
+            known = _mapping(file, json.loads)
+            others = [row for row in known["measured"] if row["trained_on"] == "distilled"]
+            for network, accuracies in {row["network"]: row["accuracies"] for row in others}.items():
+                points.setdefault(network, {known["set"]["step"]: tuple(map(float, accuracies))})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"cannot read {file}: {error!r}; let dd-lightning evaluate write it anew") from error
     options = dict(_flat(_mapping(folder / "config.yaml", yaml.safe_load)))
     file = folder / "summary.json"
     summary = _mapping(file, json.loads, "steps", *_COSTS.values()) if file.exists() else {}

@@ -52,6 +52,13 @@ def ratio_table(comparison: Mapping[str, Any]) -> Table:
     return ["ratio", "of the mean curves", "seeds of both", "spread"], rows
 
 
+def class_table(comparison: Mapping[str, Any]) -> Table:
+    """Return the accuracy of each class, if it has been measured."""
+    arms = comparison["arms"]
+    rows = [[name, *(_with_deviation(arm["per_class"][name]) for arm in arms)] for name in arms[0]["per_class"]]
+    return ["class", *(f"{arm['label']}, %" for arm in arms)], rows
+
+
 def paper_table(table: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]) -> Table:
     """Return a table of the paper with the published base and ours; blank is what nobody has measured.
 
