@@ -1,4 +1,4 @@
-"""Accuracy class by class, which runs do not record: of fresh networks, trained on a stored set when it is asked for."""
+"""Accuracy class by class, which runs do not record: of fresh networks, trained on a stored set where it is asked."""
 
 from dd_lightning.cli.report.runs import Run
 from dd_lightning.datamodules import datamodule_by_name, evaluation_data
