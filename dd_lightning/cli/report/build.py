@@ -73,6 +73,7 @@ def report_command(args: Sequence[str]) -> None:
         description="Compare runs, with and without DynaDistill, over seeds: accuracy against steps, seconds and "
         "candidate evaluations, and the paper's tables. Write report.html, .md and .json, and the figures.",
     )
+    parser.add_argument("-c", "--config", action="config", help="YAML file with these options.")
     parser.add_argument("runs", type=str, nargs="+", help="Folders of runs, or with runs below them.")
     parser.add_argument("--out", type=str, required=True, help="Folder of the report.")
     parser.add_argument(
