@@ -88,6 +88,7 @@ def write_run(
             "steps": 20,
             "seconds": 20.0 * (1 + seed) * per_step,
             "candidate_evaluations": 20 * per_step,
+            "device": "cuda:0" if selects else "cpu",
             "peak_memory_bytes": 3 * 2**20 + seed,
             "random_real": {"network": NETWORK, "accuracies": [0.1 + seed / 10, 0.2 + seed / 10]},
         }
@@ -147,6 +148,7 @@ def test_numbers(runs: Path, tmp_path: Path) -> None:
     assert base["random_real"]["mean"] == pytest.approx(0.2)
     assert base["random_real"]["std_seeds"] == pytest.approx(0.05)
     assert base["peak_memory_bytes"] == 3 * 2**20 + 1
+    assert "They are of different devices: cpu, cuda:0." in (tmp_path / "out/report.md").read_text()
 
 
 def test_files(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,6 +238,21 @@ def test_other_selections_and_steps_share_a_figure(tmp_path: Path) -> None:
     write_run(tmp_path / "more/d", trainer__max_steps=40)
     ((_, arms),) = grouped(tmp_path / "runs/a", tmp_path / "more")
     assert arms == [("base (max_steps 20)", [0]), ("base (max_steps 40)", [0])]
+
+
+@pytest.mark.parametrize(
+    ("objective", "labels", "method"),
+    [
+        ("dd_lightning.TrajectoryMatching", "hard", "MTT"),
+        ("dd_lightning.objectives.trajectory_matching.TrajectoryMatching", "soft", "DATM"),
+        ("dd_lightning.BidirectionalMatching", "soft", "DREAM+"),
+        ("mine.LogitMatching", "hard", "LogitMatching"),
+    ],
+)
+def test_methods_go_by_their_objective(tmp_path: Path, objective: str, labels: str, method: str) -> None:
+    write_run(tmp_path / "runs/a", model__objective={"class_path": objective}, model__labels=labels)
+    ((title, _),) = grouped(tmp_path / "runs")
+    assert title.startswith(f"{method}, ")
 
 
 def test_other_options_have_another_figure(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def report(runs: Sequence[str | Path], out: str | Path, per_class: int = 0, root
         InputError: If a folder or a file of a run cannot be used, matplotlib is not installed, or ``out`` cannot be
             written. Nothing has been written then.
     """
-    read, left_out = find_runs(runs)
     check_range("per_class", per_class, low=0)
+    read, left_out = find_runs(runs)
     comparisons = compare_runs(read, left_out)
     counted = [run for each in comparisons for arm in each.arms for run in arm.runs] if per_class else []
     by_class = {run.folder: class_accuracies(run, per_class, root) for run in counted}
@@ -88,13 +88,10 @@ def report_command(args: Sequence[str]) -> None:
 
 
 def _overview(found: Mapping[str, Any]) -> str:
-    arms = [arm for each in found["comparisons"] for arm in each["arms"]]
-    unfinished = [run for arm in arms for run in arm["runs"] if run["state"] != "finished"]
-    count = sum(len(arm["runs"]) for arm in arms)
-    told = "; ".join(f"{run['folder']} ({run['state']})" for run in unfinished)
-    return f"{count} run{'s' * (count > 1)} by dd_lightning" + (
-        f". Not finished, but counted: {told}." if told else "."
-    )
+    runs = [run for each in found["comparisons"] for arm in each["arms"] for run in arm["runs"]]
+    told = "; ".join(f"{run['folder']} ({run['state']})" for run in runs if run["state"] != "finished")
+    overview = f"{len(runs)} run{'s' * (len(runs) > 1)} by dd_lightning."
+    return f"{overview} Not finished, but counted: {told}." if told else overview
 
 
 def _caption(comparison: Mapping[str, Any]) -> str:
@@ -104,6 +101,8 @@ def _caption(comparison: Mapping[str, Any]) -> str:
         "population standard deviation of the seeds' means. Seconds are those of distillation, without evaluations and "
         "training of experts, between logged steps interpolated. "
     )
+    devices = sorted({device for arm in comparison["arms"] for device in arm["devices"]})
+    text += f"They are of different devices: {', '.join(devices)}. " * (len(devices) > 1)
     if peak is None:
         return f"{text}There is no run of the base method, so nothing is marked."
     return (

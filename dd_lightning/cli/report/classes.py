@@ -1,5 +1,7 @@
 """Accuracy class by class, which runs do not record: of fresh networks, trained on a stored set where it is asked."""
 
+import torch
+
 from dd_lightning.cli.report.runs import Run
 from dd_lightning.datamodules import datamodule_by_name, evaluation_data
 from dd_lightning.functional.errors import InputError
@@ -23,12 +25,13 @@ def class_accuracies(run: Run, num_networks: int, root: str) -> dict[str, tuple[
         raise InputError(f"{path} has no network of ours, or no recipe, to evaluate it by; leave --per_class out")
     data = datamodule_by_name(file.dataset, root=root)
     file, held_out = evaluation_data(file, data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held_out, (images, targets) = held_out.to(device), (part.to(device) for part in file.training_set())
     recipe = EvaluationRecipe(**file.evaluation_recipe | {"milestones": tuple(file.evaluation_recipe["milestones"])})
-    network = FunctionalNetwork(file.network, data.image_shape, data.num_classes)
+    network = FunctionalNetwork(file.network, data.image_shape, data.num_classes).to(device)
     lr = file.evaluation_lr if recipe.lr is None else recipe.lr
     with epoch_bar(f"{num_networks} x {network.name} on {run.folder}", recipe.epochs) as on_epoch:
-        trained_on = file.training_set()
-        training = train_fresh_networks(*trained_on, lr, network, recipe, num_networks, run.seed, on_epoch)
+        training = train_fresh_networks(images, targets, lr, network, recipe, num_networks, run.seed, on_epoch)
     found = {}
     for label, name in enumerate(file.class_names or map(str, range(data.num_classes))):
         if len(rows := held_out.class_indices(label)):

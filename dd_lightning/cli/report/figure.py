@@ -66,13 +66,13 @@ def _draw_panel(panel: Any, comparison: Mapping[str, Any], axis: str) -> None:  
             ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": color, "markeredgewidth": 1.4}
             panel.plot([at], [mean[np.flatnonzero(x == at)[0]]], marker=marker, zorder=4, **ring)
     if peak is not None:
-        label = f"95 % of the base's peak, {100 * peak['threshold']:.1f} %"
+        label = f"95 % of the base's best-on-{comparison['split']} mean: {100 * peak['threshold']:.1f} %"
         panel.axhline(100 * peak["threshold"], color="black", linewidth=0.8, linestyle=(0, (8, 4)), label=label)
         box = {"facecolor": "white", "edgecolor": "0.7", "boxstyle": "round,pad=0.35"}
         place = {"transform": panel.transAxes, "ha": "right", "va": "bottom", "zorder": 5}
         panel.text(0.98, 0.05, "\n".join(told), bbox=box, linespacing=1.4, **place)
     if random_real := next((arm["random_real"] for arm in arms if arm["random_real"]), None):
-        label = f"random real images, {100 * random_real['mean']:.1f} %"
+        label = f"random real images: {100 * random_real['mean']:.1f} %"
         panel.axhline(100 * random_real["mean"], color="dimgray", linewidth=1.2, linestyle=(0, (1, 2)), label=label)
     if not any(value is not None for arm in arms for value in arm["curve"][axis]):
         panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")

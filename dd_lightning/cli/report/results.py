@@ -77,9 +77,9 @@ def _arm(arm: Arm, curves: Curves, peak: Mapping[str, Any] | None, by_class: Map
             }
             for axis in AXES
         }
-    finished = [run for run in arm.runs if run.summary]
-    random_real = [run.summary["random_real"]["accuracies"] for run in finished if run.summary.get("random_real")]
-    peaks = [run.summary.get("peak_memory_bytes") for run in finished]
+    summaries = [run.summary for run in arm.runs if run.summary]
+    random_real = [each["random_real"]["accuracies"] for each in summaries if each.get("random_real")]
+    peaks = [each["peak_memory_bytes"] for each in summaries if each.get("peak_memory_bytes")]
     return {
         "label": arm.label,
         "dynadistill": arm.runs[0].selects,
@@ -93,8 +93,9 @@ def _arm(arm: Arm, curves: Curves, peak: Mapping[str, Any] | None, by_class: Map
             for name in by_class.get(arm.runs[0].folder, ())
         },
         "random_real": spread(random_real) if random_real else None,
-        "seconds": [run.summary["seconds"] for run in finished],
-        "peak_memory_bytes": max((each for each in peaks if each), default=None),
+        "seconds": [each["seconds"] for each in summaries],
+        "devices": sorted({str(each.get("device")) for each in summaries}),
+        "peak_memory_bytes": max(peaks, default=None),
     }
 
 

@@ -24,7 +24,12 @@ _NEUTRAL = {  # options, or groups of them, that accuracies do not depend on: se
     *("evaluation.every_n_steps", "evaluation.compare_random", "evaluation.num_networks_intermediate"),
 }
 _OF_TRAINER = {"trainer.max_steps", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"}  # not the others
-_METHODS = {"GradientMatching": "IDC", "BidirectionalMatching": "DREAM+", "DistributionMatching": "DM"}
+_METHODS = {  # by the objective
+    **dict.fromkeys(("TrajectoryMatching", "mtt", "None"), "MTT"),
+    **dict.fromkeys(("GradientMatching", "idc"), "IDC"),
+    **dict.fromkeys(("BidirectionalMatching", "dream_plus"), "DREAM+"),
+    **dict.fromkeys(("DistributionMatching", "dm"), "DM"),
+}
 
 Options = dict[str, Any]
 
@@ -74,7 +79,8 @@ class Run:
     def method(self) -> str:
         """What the literature calls the base method."""
         objective = str(self.options.get("model.objective"))
-        return _METHODS.get(objective, "DATM" if self.options.get("model.labels") == "soft" else "MTT")
+        method = _METHODS.get(objective, objective)
+        return "DATM" if method == "MTT" and self.options.get("model.labels") == "soft" else method
 
     @property
     def title(self) -> str:

@@ -19,12 +19,9 @@ def results_table(comparison: Mapping[str, Any]) -> Table:
     for arm in comparison["arms"]:
         label = arm["label"]
         for network, last in arm["last"].items():
-            row = [label, network, f"{last['step']:,}", _percent(last["mean"])]
-            row += [
-                _percent(last["std_seeds"]),
-                _percent(last["std_networks"]),
-                f"{last['seeds']} x {last['networks']}",
-            ]
+            row = [label, network, f"{last['step']:,}"]
+            row += [_percent(last[key]) for key in ("mean", "std_seeds", "std_networks")]
+            row.append(f"{last['seeds']} x {last['networks']}")
             if network == comparison["evaluated"]:
                 memory, random_real = arm["peak_memory_bytes"], arm["random_real"]
                 row += [amount(arm["to_95"][axis]["mean_curve"]) if arm["to_95"] else "" for axis in AXES]
@@ -45,7 +42,7 @@ def ratio_table(comparison: Mapping[str, Any]) -> Table:
             pairs = zip(found["seeds"], found["base"], found["other"], strict=True)
             spread = "; ".join(f"seed {seed}: {amount(base)} / {amount(other)}" for seed, base, other in pairs)
             if found["interval"] is not None:
-                low, high = (f"{end:.2f}" for end in found["interval"])
+                low, high = ("infinite" if end is None else f"{end:.2f}" for end in found["interval"])
                 spread = f"95 % interval {low} to {high} (paired bootstrap over seeds, {RESAMPLES:,} resamples)"
             value = "" if found["ratio"] is None else f"{found['ratio']:.2f}"
             rows.append([f"{name} to 95 %, {each['base']} / {each['other']}", value, str(len(found["seeds"])), spread])
@@ -74,12 +71,9 @@ def paper_table(table: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any
         for dynadistill, suffix in ((False, ""), (True, " + DynaDistill")):
             ours = [_ours(comparisons, method, dynadistill, column) for column in columns]
             if "paper" in numbers or any(ours):  # a method that the paper does not have is there if it is measured
-                known = [
-                    (source, numbers[source + suffix])
-                    for source in ("published", "paper")
-                    if source + suffix in numbers
-                ]
-                lines = [[source, *map(_number, values)] for source, values in known] + [["ours", *ours]]
+                known = {each: numbers.get(each + suffix) for each in ("published", "paper")}
+                lines = [[source, *map(_number, values)] for source, values in known.items() if values]
+                lines.append(["ours", *ours])
                 rows += [[(method + suffix) * (line is lines[0]), *line] for line in lines]
     if "full data set" in table:
         rows.append(["full data set", "paper", *map(_number, table["full data set"])])
