@@ -457,4 +457,4 @@ def test_accuracy_by_class_is_that_of_the_runs_own_networks(cli: Cli) -> None:
     counts = data.test.class_counts
     total = sum(count * arm["per_class"][str(label)]["mean"] for label, count in enumerate(counts))
     assert total / sum(counts) == pytest.approx(arm["last"][small.NETWORK]["mean"])
-    assert "| class | base, % |" in (cli.folder / "out/report.md").read_text()
+    assert "| class, 2 fresh networks per set | base, % |" in (cli.folder / "out/report.md").read_text()

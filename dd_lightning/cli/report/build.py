@@ -8,7 +8,7 @@ from typing import Any
 
 from dd_lightning.cli.parser import OneLineParser
 from dd_lightning.cli.report.classes import class_accuracies
-from dd_lightning.cli.report.figure import draw
+from dd_lightning.cli.report.figure import draw, require_matplotlib
 from dd_lightning.cli.report.page import Part, Picture, as_html, as_markdown
 from dd_lightning.cli.report.results import results
 from dd_lightning.cli.report.runs import compare_runs, find_runs
@@ -40,6 +40,7 @@ def report(runs: Sequence[str | Path], out: str | Path, per_class: int = 0, root
             written. Nothing has been written then.
     """
     check_range("per_class", per_class, low=0)
+    require_matplotlib()  # before anything is trained
     read, left_out = find_runs(runs)
     comparisons = compare_runs(read, left_out)
     counted = [run for each in comparisons for arm in each.arms for run in arm.runs] if per_class else []

@@ -19,16 +19,21 @@ _STYLES = (  # line, marker, its face, hatch, color: without colors, too, no two
 _RC = {"svg.hashsalt": "dd_lightning", "hatch.linewidth": 0.4, "font.size": 9, "axes.axisbelow": True}
 
 
-def draw(comparison: Mapping[str, Any]) -> dict[str, bytes]:
-    """Draw the curves of a comparison, and return the figure by its suffix.
+def require_matplotlib() -> tuple[Any, Any]:
+    """Return matplotlib and its figures.
 
     Raises:
-        InputError: If matplotlib is not installed.
+        InputError: If it is not installed.
     """
     try:
-        matplotlib, figures = importlib.import_module("matplotlib"), importlib.import_module("matplotlib.figure")
+        return importlib.import_module("matplotlib"), importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise InputError('figures need matplotlib: pip install "dd_lightning[report]"') from error
+
+
+def draw(comparison: Mapping[str, Any]) -> dict[str, bytes]:
+    """Draw the curves of a comparison, and return the figure by its suffix."""
+    matplotlib, figures = require_matplotlib()
     with matplotlib.rc_context(_RC):
         figure = figures.Figure(figsize=(11, 4), layout="constrained")
         panels = figure.subplots(1, len(AXES), sharey=True)

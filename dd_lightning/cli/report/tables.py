@@ -53,7 +53,8 @@ def class_table(comparison: Mapping[str, Any]) -> Table:
     """Return the accuracy of each class, if it has been measured."""
     arms = comparison["arms"]
     rows = [[name, *(_with_deviation(arm["per_class"][name]) for arm in arms)] for name in arms[0]["per_class"]]
-    return ["class", *(f"{arm['label']}, %" for arm in arms)], rows
+    networks = next(iter(arms[0]["per_class"].values()))["networks"]
+    return [f"class, {networks} fresh networks per set", *(f"{arm['label']}, %" for arm in arms)], rows
 
 
 def paper_table(table: Mapping[str, Any], comparisons: Sequence[Mapping[str, Any]]) -> Table:
