@@ -34,7 +34,8 @@ def summary(trainer: Trainer, module: DistillationModule) -> dict[str, Any]:
         if random_real is None and (baseline := evaluation.random_real) is not None:
             name = evaluation.curve_names[baseline.network]
             count = sum(min(module.storage.ipc, own) for own in module.problem.real.class_counts)
-            random_real = {"network": name, "images": count, **_accuracies(baseline)}
+            draws = {"draws": len(baseline.accuracies)}  # one network trained on each
+            random_real = {"network": name, "images": count, **draws, **_accuracies(baseline)}
     pool = module.pool.summary()
     return {
         "images": len(module.synthetic_set),
@@ -82,7 +83,8 @@ def closing_table(result: dict[str, Any]) -> Table:
             gain = 100 * (mean_std(last["accuracies"])[0] - mean_std(baseline["accuracies"])[0])
             table.add_row(
                 f"{baseline['images']} random real images",
-                f"{percent(baseline['accuracies'])}  (same recipe; distilled is {gain:+.1f} points)",
+                f"{percent(baseline['accuracies'])}  ({baseline['draws']} draws, a network each, same recipe; "
+                f"distilled is {gain:+.1f} points)",
             )
         fewer = len(best["accuracies"]) < len(last["accuracies"])
         of = f"; of {len(best['accuracies'])} {'network' if len(best['accuracies']) == 1 else 'networks'}" * fewer

@@ -71,6 +71,12 @@ class EvaluationRecipe(TrainingRecipe):
 
 RECIPES: dict[str, EvaluationRecipe] = {
     "mtt": EvaluationRecipe(),
+    # The same with a learning rate of its own: the defaults of main_DM.py (lr_net, epoch_eval_train, batch_train) and
+    # evaluate_synset of utils.py in https://github.com/VICO-UoE/DatasetCondensation at 306245d.
+    "dm": EvaluationRecipe(lr=0.01),
+    # DD-Ranking 0.2.0 (https://github.com/NUS-HPC-AI-Lab/DD-Ranking), as its leaderboard scores MTT, DSA and DM: a
+    # StepLR of 500 epochs, and a test every 10. Its result is the best of these tests, for us the best validation.
+    "ddranking": EvaluationRecipe(reset_momentum=False, validations=100),
     # The protocol of IDC for CIFAR: the defaults of argument.py, the schedule of train.py and the augmentation of
     # test.py in https://github.com/snu-mllab/Efficient-Dataset-Condensation at ceac95a. There is no cutout in it,
     # because CutMix is in its place.
@@ -170,6 +176,7 @@ def train_fresh_networks(
     on_epoch: Callable[[int], None] = lambda _: None,
     on_validation: Callable[[ParallelTraining], None] = lambda _: None,
     passes: Passes | None = None,
+    first: int = 0,
 ) -> ParallelTraining:
     """Train several networks from scratch, side by side, and return them.
 
@@ -177,13 +184,14 @@ def train_fresh_networks(
     its number alone.
 
     Args:
-        images: ``[n, ch, H, W]``; read only.
-        targets: Labels ``[n]`` or label logits ``[n, C]``.
+        images: ``[n, ch, H, W]``; read only. Or ``[K, n, ch, H, W]``: a set for each network.
+        targets: Labels ``[n]`` or label logits ``[n, C]``; or ``[K, ...]``.
         lr: Initial learning rate.
         network: The architecture.
         recipe: The protocol.
         num_networks: K.
         seed: Seed of all draws.
+        first: Number of the first network; those before it have been trained.
         on_epoch: Called with the number of epochs done after each one.
         on_validation: Called after each of the recipe's ``validation_epochs``; training goes on in the same memory.
         passes: How gradients are computed; None is :func:`evaluation_passes`.
@@ -196,10 +204,15 @@ def train_fresh_networks(
             f"the evaluation's learning rate is {lr:g}, but SGD needs a positive one: the learned rate has diverged; "
             "set model.student_lr_floor, lower model.student_lr_lr, or give the evaluation recipe its own lr"
         )
+    sets = [
+        (part.detach(), recipe.targets(labels.detach(), network.num_classes, images.dtype))
+        for part, labels in (zip(images, targets, strict=True) if images.ndim == 5 else [(images, targets)])
+    ]
+    sets *= 1 if images.ndim == 5 else num_networks
+    images = sets[0][0]
     check_batches(network, len(images), recipe.batch_size)
-    images, targets = images.detach(), recipe.targets(targets.detach(), network.num_classes, images.dtype)
     initial, orders, augments, mixes = (  # unrelated to the draws of experts
-        [step_generator(seed, k, f"evaluation/{stream}") for k in range(num_networks)]
+        [step_generator(seed, k, f"evaluation/{stream}") for k in range(first, first + num_networks)]
         for stream in ("initial", "order", "augment", "cutmix")
     )
     thetas = [network.initial(generator.initial_seed()).to(images) for generator in initial]
@@ -212,8 +225,8 @@ def train_fresh_networks(
         order = torch.stack([torch.randperm(len(images), generator=g) for g in orders]).to(images.device)
         for indices in order.split(recipe.batch_size, dim=1):
             batches = [
-                recipe.augment(images[rows], targets[rows], network.num_classes, augments[k], mixes[k])
-                for k, rows in enumerate(indices)
+                recipe.augment(own[rows], labels[rows], network.num_classes, augments[k], mixes[k])
+                for k, (rows, (own, labels)) in enumerate(zip(indices, sets, strict=True))
             ]
             training.step(*zip(*batches, strict=True))
         if epoch + 1 in recipe.validation_epochs:
@@ -287,19 +300,25 @@ class Evaluation:
         num_networks: int = 5,
         seed: int = 0,
         on_epoch: Callable[[int], None] = lambda _: None,
+        first: int = 0,
     ) -> EvaluationResult:
-        """Do what :func:`evaluate_synthetic_set` does."""
+        """Do what :func:`evaluate_synthetic_set` does, beginning at the network of number ``first``.
+
+        With images ``[K, n, ch, H, W]`` and targets ``[K, ...]``, each network has a set of its own.
+        """
         started, network, recipe = time.perf_counter(), self._network, self._recipe
-        if len(images) not in self._passes:
-            self._passes[len(images)] = self._compiled(images.detach(), targets.detach(), num_networks)
-        passes = self._passes[len(images)]
+        if (size := images.shape[-4]) not in self._passes:
+            data = (images[0], targets[0]) if images.ndim == 5 else (images, targets)
+            self._passes[size] = self._compiled(data[0].detach(), data[1].detach(), num_networks)
+        passes = self._passes[size]
         validations: list[tuple[float, ...]] = []
 
         def on_validation(training: ParallelTraining) -> None:
             validations.append(accuracies_of(training.thetas, network, self._held_out, training.statistics))
 
         lr = student_lr if recipe.lr is None else recipe.lr
-        train_fresh_networks(images, targets, lr, network, recipe, num_networks, seed, on_epoch, on_validation, passes)
+        given = lr, network, recipe, num_networks, seed, on_epoch, on_validation, passes, first
+        train_fresh_networks(images, targets, *given)
         return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
 
     def _compiled(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
