@@ -53,7 +53,8 @@ def report(runs: Sequence[str | Path], out: str | Path, per_class: int = 0, root
         files |= {f"figure_{number}.{suffix}": data for suffix, data in drawn.items()}
         parts += [f"## {each['title']}", Picture(f"figure_{number}.svg", each["title"], drawn["svg"]), _caption(each)]
         parts += [results_table(each), *[ratio_table(each)] * bool(each["ratios"])]
-        parts += [class_table(each)] * bool(per_class)
+        if per_class:
+            parts.append(class_table(each))
         for pictures in _pictures(each, number):
             files |= {picture.name: picture.data for picture in pictures}
             parts.append(pictures)
