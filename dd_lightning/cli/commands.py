@@ -11,8 +11,8 @@ from jsonargparse import Namespace
 from dd_lightning.callbacks import EvaluationPoint
 from dd_lightning.cli.errors import blame_paths
 from dd_lightning.cli.parser import OneLineParser
-from dd_lightning.cli.report import evaluation_table, show
 from dd_lightning.cli.runs import synthetic_file
+from dd_lightning.cli.summary import evaluation_table, show
 from dd_lightning.datamodules import DistillationDataModule, datamodule_by_name, evaluation_data
 from dd_lightning.execution.memory import explain_oom
 from dd_lightning.execution.options import Execution
