@@ -168,11 +168,7 @@ def run(devices: int, out: Path, name: str) -> None:
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[
-            *callbacks,
-            *([choice] if choice else []),
-            ModelCheckpoint(out / name, "{step}", every_n_train_steps=2),
-        ],
+        callbacks=callbacks + ([choice] if choice else []),
         logger=CSVLogger(str(out / f"{name}-{devices}"), name="run"),
         use_distributed_sampler=False,
     )
