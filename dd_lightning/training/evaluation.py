@@ -235,6 +235,12 @@ def train_fresh_networks(
     return training
 
 
+def side_by_side(network: FunctionalNetwork, images: Tensor, recipe: EvaluationRecipe) -> bool:
+    """Tell whether several networks train faster at once than in turn on images ``[n, ch, H, W]``."""
+    pixels = min(recipe.batch_size, len(images)) * images.shape[-2] * images.shape[-1]
+    return network.vmappable and batching_pays(images.device.type, pixels)
+
+
 def evaluation_passes(
     network: FunctionalNetwork,
     images: Tensor,
@@ -251,7 +257,7 @@ def evaluation_passes(
         network,
         # Unless another one is asked for, TF32 is as torch has it: so are the evaluations of the field.
         precision=None if precision == "float32" else precision,
-        vectorized=network.vmappable and batching_pays(device, batch * images.shape[-2] * images.shape[-1]),
+        vectorized=side_by_side(network, images, recipe),
         piece=piece_of(network, execution.micro_batch, batch, device, precision),
         running_statistics=True,
     )
@@ -288,7 +294,7 @@ class Evaluation:
         evaluations: int = 1,
         counts: Sequence[int] = (),
     ) -> None:
-        self._network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
+        self.network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
         self._evaluations, self._counts = evaluations, counts
         self._passes: dict[int, Passes] = {}
 
@@ -306,7 +312,7 @@ class Evaluation:
 
         With images ``[K, n, ch, H, W]`` and targets ``[K, ...]``, each network has a set of its own.
         """
-        started, network, recipe = time.perf_counter(), self._network, self._recipe
+        started, network, recipe = time.perf_counter(), self.network, self._recipe
         if (size := images.shape[-4]) not in self._passes:
             data = (images[0], targets[0]) if images.ndim == 5 else (images, targets)
             self._passes[size] = self._compiled(data[0].detach(), data[1].detach(), num_networks)
@@ -322,7 +328,7 @@ class Evaluation:
         return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
 
     def _compiled(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
-        network, recipe = self._network, self._recipe
+        network, recipe = self.network, self._recipe
         passes = evaluation_passes(network, images, recipe, self._execution)
         data = images, recipe.targets(targets, network.num_classes, images.dtype)
         calls = self._evaluations * recipe.epochs * -(-len(images) // recipe.batch_size)
