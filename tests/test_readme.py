@@ -10,7 +10,9 @@ from dd_lightning.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
-PAGES += [ROOT / name for name in ("configs/README.md", "benchmarks/README.md", "docs/tensorboard.md")]
+PAGES += [
+    ROOT / name for name in ("configs/README.md", "benchmarks/README.md", "docs/tensorboard.md", "docs/evaluation.md")
+]
 README = PAGES[0].read_text()
 
 

@@ -63,46 +63,7 @@ def evaluate(args: Sequence[str]) -> None:
         "Train fresh networks on a distilled set, as its file describes it, and on what it is compared with, and test "
         "them on real data. With --out, an evaluation that was stopped goes on where it was.",
     )
-    parser.add_argument("file", type=str, help="A synthetic.safetensors, or the folder of a run.")
-    parser.add_argument("--networks", type=str, nargs="+", default=None, help="Architectures; the file's by default.")
-    parser.add_argument("--num_networks", type=int, default=5, help="Fresh networks of each.")
-    parser.add_argument(
-        "--recipe",
-        type=str | None,
-        default=None,
-        help=f"Protocol: {', '.join(sorted(RECIPES))}, or a YAML file with the fields of an EvaluationRecipe; the "
-        "run's own by default, or mtt if it evaluated nothing.",
-    )
-    parser.add_argument("--epochs", type=int | None, default=None, help="Epochs, if not the protocol's.")
-    parser.add_argument(
-        "--augmentation", type=str | None, default=None, help="DSA strategy, if not the protocol's; or none."
-    )
-    parser.add_argument(
-        "--baselines",
-        type=str,
-        nargs="+",
-        default=[],
-        help=f"Also train on as many real images: {', '.join(get_args(Coreset))}.",
-    )
-    parser.add_argument("--draws", type=int, default=5, help="Draws of random real images.")
-    parser.add_argument(
-        "--full_data", type=int | None, default=None, help="Also train on all real images, for so many epochs."
-    )
-    parser.add_argument(
-        "--scores",
-        type=bool,
-        default=False,
-        help="Also compute DD-Ranking's label- and augmentation-robust scores; they take --full_data.",
-    )
-    parser.add_argument(
-        "--out", type=str | None, default=None, help="Folder for evaluate.json and evaluate.csv, or a .json file."
-    )
-    parser.add_argument("--root", type=str, default="data", help="Folder of the real data.")
-    parser.add_subclass_arguments(
-        DistillationDataModule, "data", required=False, help="Real data, if not the file's dataset in --root."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of all draws.")
-    parser.add_class_arguments(Execution, "execution", skip={"memory_gb"})
+    _add_options(parser)
     config = parser.parse_args(args)
     _check(config)
     device = device_named(config.device)
@@ -116,8 +77,6 @@ def evaluate(args: Sequence[str]) -> None:
         data = objects.data or datamodule_by_name(file.dataset, root=config.root)
         data.refit(data.color_space, file.val_fraction, file.split_seed)
         file, held_out = evaluation_data(file, data)
-    held_out = held_out.to(device)
-    trials = [trial.to(device) for trial in _trials(file, data, recipe, config)]
     if not config.networks and is_import_path(file.network):
         raise InputError(
             f"the file was made with network {file.network!r}, and no code is imported because a file names it; if you "
@@ -125,6 +84,8 @@ def evaluate(args: Sequence[str]) -> None:
         )
     specs = config.networks or [file.network]  # all are built before the first one is trained: a wrong name fails now
     networks = [FunctionalNetwork(spec, data.image_shape, data.num_classes).to(device) for spec in specs]
+    held_out = held_out.to(device)
+    trials = [trial.to(device) for trial in _trials(file, data, recipe, config)]
     for network, trial in product(networks, trials):
         check_batches(network, len(trial.images), trial.recipe.batch_size)
     checksum = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
@@ -178,6 +139,49 @@ def evaluate(args: Sequence[str]) -> None:
     show(table(f"{path}: {len(file.images)} images{decoding}", results.summary))
     if config.scores:
         show(score_table(results.scores))
+
+
+def _add_options(parser: OneLineParser) -> None:
+    parser.add_argument("file", type=str, help="A synthetic.safetensors, or the folder of a run.")
+    parser.add_argument("--networks", type=str, nargs="+", default=None, help="Architectures; the file's by default.")
+    parser.add_argument("--num_networks", type=int, default=5, help="Fresh networks of each.")
+    parser.add_argument(
+        "--recipe",
+        type=str | None,
+        default=None,
+        help=f"Protocol: {', '.join(sorted(RECIPES))}, or a YAML file with the fields of an EvaluationRecipe; the "
+        "run's own by default, or mtt if it evaluated nothing.",
+    )
+    parser.add_argument("--epochs", type=int | None, default=None, help="Epochs, if not the protocol's.")
+    parser.add_argument(
+        "--augmentation", type=str | None, default=None, help="DSA strategy, if not the protocol's; or none."
+    )
+    parser.add_argument(
+        "--baselines",
+        type=str,
+        nargs="+",
+        default=[],
+        help=f"Also train on as many real images: {', '.join(get_args(Coreset))}.",
+    )
+    parser.add_argument("--draws", type=int, default=5, help="Draws of random real images.")
+    parser.add_argument(
+        "--full_data", type=int | None, default=None, help="Also train on all real images, for so many epochs."
+    )
+    parser.add_argument(
+        "--scores",
+        type=bool,
+        default=False,
+        help="Also compute DD-Ranking's label- and augmentation-robust scores; they take --full_data.",
+    )
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="Folder for evaluate.json and evaluate.csv, or a .json file."
+    )
+    parser.add_argument("--root", type=str, default="data", help="Folder of the real data.")
+    parser.add_subclass_arguments(
+        DistillationDataModule, "data", required=False, help="Real data, if not the file's dataset in --root."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all draws.")
+    parser.add_class_arguments(Execution, "execution", skip={"memory_gb"})
 
 
 def _train(results: Results, row: Measured, trial: Trial, evaluation: Evaluation, wanted: int, title: str) -> None:
