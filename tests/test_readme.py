@@ -2,17 +2,18 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dd_lightning.cli.main import main
+from dd_lightning.cli.main import COMMANDS, main
+from dd_lightning.sets.synthetic_file import load_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
-PAGES += [
-    ROOT / name for name in ("configs/README.md", "benchmarks/README.md", "docs/tensorboard.md", "docs/evaluation.md")
-]
+PAGES += [ROOT / name for name in ("configs/README.md", "benchmarks/README.md")] + sorted((ROOT / "docs").glob("*.md"))
 README = PAGES[0].read_text()
 
 
@@ -21,10 +22,10 @@ def blocks(text: str, language: str = "") -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Return the arguments of every ``dd-lightning`` command that names no file of an earlier run."""
+    """Return the arguments of every ``dd-lightning`` command."""
     lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()]
     found = [shlex.split(line.split("dd-lightning ", 1)[1], comments=True) for line in lines if "dd-lightning " in line]
-    return [words for words in found if words[0] in {"fit", "experts"} and "$" not in "".join(words)]
+    return [words for words in found if words[0] in COMMANDS and "$" not in "".join(words)]
 
 
 def test_readme_fits_on_a_screen_or_two() -> None:
@@ -41,7 +42,7 @@ def test_commands_parse(words: list[str], monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit) as stop:
         main([*words, "--print_config"])
     assert stop.value.code == 0
-    assert "model:" in capsys.readouterr().out or words[0] == "experts"
+    assert ("model:" if words[0] == "fit" else "data:") in capsys.readouterr().out
 
 
 def test_ci_finds_the_test_command() -> None:
@@ -66,6 +67,17 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert [tuple(names[name].shape) for name in ("images", "labels")] == [(10, 1, 8, 8), (10,)]  # type: ignore[attr-defined]
+
+
+def test_training_on_a_set_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks((ROOT / "docs/formats.md").read_text(), "python")
+    shutil.copy(ROOT / "tests/fixtures/synthetic_v2_pixels.safetensors", tmp_path / "synthetic.safetensors")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/formats.md", "exec"), names)
+    ((images, labels),) = names["loader"]
+    assert images.shape == (len(labels), *images.shape[1:])
+    assert len(labels) == load_synthetic(tmp_path / "synthetic.safetensors").effective_ipc * int(labels.max() + 1)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

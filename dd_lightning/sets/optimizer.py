@@ -21,6 +21,8 @@ class SyntheticOptimizer:
         momentum: Of the images' and the learning rate's SGD; 0.5 in the references.
         image_steps: ``joint`` or ``per_class``, see :func:`~dd_lightning.functional.distances.step_per_iteration`.
         equal_norm: Scale each step's image gradient to the running mean of its norm.
+        processes: ``shard``: several processes share the work of each step, which is that of one process. ``average``:
+            each takes a step of its own, with its own candidate and draws, and their mean gradient moves S.
         student_lr: Where the student's learning rate starts; 0.01 in MTT.
         student_lr_lr: Learning rate of the student's learning rate; 0 keeps it fixed.
         student_lr_floor: Least student learning rate; null is none, as in the reference.
@@ -36,6 +38,7 @@ class SyntheticOptimizer:
     momentum: float = 0.5
     image_steps: Literal["joint", "per_class"] = "joint"
     equal_norm: bool = False
+    processes: Literal["shard", "average"] = "shard"
     student_lr: float = 0.01
     student_lr_lr: float = 1e-7
     student_lr_floor: float | None = None

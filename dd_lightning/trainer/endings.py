@@ -11,9 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from dd_lightning.execution.process import holds_anywhere
 from dd_lightning.functional.errors import DistillationError, DivergenceError
 from dd_lightning.trainer.checkpoints import AtomicCheckpointIO
-from dd_lightning.trainer.run import TrainerProcess
+from dd_lightning.trainer.run import process_of
 
 _SAVES = getattr(signal, "SIGUSR1", None)  # what schedulers send before they stop a job; not on Windows
 
@@ -74,11 +75,11 @@ class Endings(Callback):
         """Do what a signal has asked for meanwhile."""
         del pl_module, outputs, batch, batch_idx
         self._holds = trainer.world_size > 1
-        process = TrainerProcess(trainer)
-        if process.any(self._save_asked):
+        process = process_of(trainer)
+        if holds_anywhere(process, self._save_asked):
             self._save_asked = False
             rank_zero_info(f"SIGUSR1: step {trainer.global_step} is saved in {self.save(trainer)}; going on")
-        if process.any(self._stop is not None):
+        if holds_anywhere(process, self._stop is not None):
             self._raise()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -76,11 +76,8 @@ def test_experts_of_another_color_space_are_warned_of(
 
 def test_bad_buffers(network: FunctionalNetwork, buffers: list[str], tmp_path: Path, store: Path) -> None:
     def refused(message: str, **changes: Any) -> None:  # noqa: ANN401
-        options: dict[str, Any] = {
-            "files": buffers,
-            "network": network,
-            "target": ExpertStore(tmp_path / "new"),
-        } | changes
+        new = ExpertStore(tmp_path / "new")
+        options: dict[str, Any] = {"files": buffers, "network": network, "target": new} | changes
         with pytest.raises(InputError, match=message) as error:
             imported(**options)
         assert "\n" not in str(error.value)
