@@ -169,8 +169,7 @@ def _add_options(parser: OneLineParser) -> None:
     )
     parser.add_argument(
         "--scores",
-        type=bool,
-        default=False,
+        action="store_true",
         help="Also compute DD-Ranking's label- and augmentation-robust scores; they take --full_data.",
     )
     parser.add_argument(

@@ -175,7 +175,7 @@ def test_more_networks_go_on_and_anything_else_is_kept_beside(
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_scores_are_of_the_accuracies(cli: Cli, labels: str) -> None:
     cli.fit("--evaluation", "null", "--trainer.max_steps", "1", "--model.labels", labels)
-    command = ["evaluate", str(cli.version()), *OPTIONS, "--scores", "true", "--full_data", "1", "--draws", "2"]
+    command = ["evaluate", str(cli.version()), *OPTIONS, "--scores", "--full_data", "1", "--draws", "2"]
     cli(*command, "--recipe", "idc", "--out", "out")
     values = written(cli)
     mean = {row["trained_on"]: row["mean"] for row in values["summary"]}
@@ -237,8 +237,8 @@ REFUSED = [
     ("--baselines random best", 1, "baselines is 'best'; use one of random, kmeans, herding"),
     ("--baselines random --draws 0", 1, "draws is 0; it must be at least 1"),
     ("--full_data 0", 1, "full_data is 0; it must be at least 1"),
-    ("--scores true", 1, "--full_data"),
-    ("--scores true --full_data 1 --augmentation none", 1, "--scores compares with and without augmentation"),
+    ("--scores", 1, "--full_data"),
+    ("--scores --full_data 1 --augmentation none", 1, "--scores compares with and without augmentation"),
     ("--data tests.cli.test_bad_options.Wide", 1, "10 classes of (1, 8, 8) images, but wide has 3 of (1, 8, 9)"),
     ("--data tests.cli.test_evaluate.Nine --baselines random", 1, "class 9 of 10 has no image"),
     ("--data CIFAR10DataModule --data.download false --baselines random", 1, "CIFAR-10 is not in"),
