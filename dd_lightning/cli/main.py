@@ -5,9 +5,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dd_lightning.cli.commands import evaluate, experts
+from dd_lightning.cli.commands import experts
 from dd_lightning.cli.convert import export_command, import_command
 from dd_lightning.cli.errors import one_line_errors, stop
+from dd_lightning.cli.evaluate import evaluate
 from dd_lightning.cli.fit import fit
 from dd_lightning.cli.parser import suggestion
 from dd_lightning.cli.report.build import report_command

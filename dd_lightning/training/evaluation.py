@@ -236,6 +236,12 @@ def train_fresh_networks(
     return training
 
 
+def side_by_side(network: FunctionalNetwork, images: Tensor, recipe: EvaluationRecipe) -> bool:
+    """Tell whether several networks train faster at once than in turn on images ``[n, ch, H, W]``."""
+    pixels = min(recipe.batch_size, len(images)) * images.shape[-2] * images.shape[-1]
+    return network.vmappable and batching_pays(images.device.type, pixels)
+
+
 def evaluation_passes(
     network: FunctionalNetwork,
     images: Tensor,
@@ -252,7 +258,7 @@ def evaluation_passes(
         network,
         # Unless another one is asked for, TF32 is as torch has it: so are the evaluations of the field.
         precision=None if precision == "float32" else precision,
-        vectorized=network.vmappable and batching_pays(device, batch * images.shape[-2] * images.shape[-1]),
+        vectorized=side_by_side(network, images, recipe),
         piece=piece_of(network, execution.micro_batch, batch, device, precision),
         running_statistics=True,
     )
@@ -292,7 +298,7 @@ class Evaluation:
         process: Process = SingleProcess(),  # noqa: B008  (it has no state)
     ) -> None:
         self._process = process
-        self._network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
+        self.network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
         self._evaluations, self._counts = evaluations, counts
         self._passes: dict[int, Passes] = {}
 
@@ -310,7 +316,7 @@ class Evaluation:
 
         With images ``[K, n, ch, H, W]`` and targets ``[K, ...]``, each network has a set of its own.
         """
-        started, network, recipe, process = time.perf_counter(), self._network, self._recipe, self._process
+        started, network, recipe, process = time.perf_counter(), self.network, self._recipe, self._process
         own = self._share(num_networks)
         if (size := images.shape[-4]) not in self._passes:
             data = (images[0], targets[0]) if images.ndim == 5 else (images, targets)
@@ -338,7 +344,7 @@ class Evaluation:
         return range(num_networks * rank // size, num_networks * (rank + 1) // size)
 
     def _compiled(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
-        network, recipe = self._network, self._recipe
+        network, recipe = self.network, self._recipe
         passes = evaluation_passes(network, images, recipe, self._execution)
         data = images, recipe.targets(targets, network.num_classes, images.dtype)
         calls = self._evaluations * recipe.epochs * -(-len(images) // recipe.batch_size)
