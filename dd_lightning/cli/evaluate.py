@@ -190,7 +190,9 @@ def _train(results: Results, row: Measured, trial: Trial, evaluation: Evaluation
         count = wanted - done if side_by_side(network, trial.images, trial.recipe) else 1
         numbers = f"{done + 1}" if count == 1 else f"{done + 1}-{done + count}"
         with (
-            explain_oom(f"training {count} x {network.name}", None, "set smaller --num_networks, or --networks"),
+            explain_oom(
+                f"training {count} x {network.name}", None, "set smaller --num_networks, or smaller --networks"
+            ),
             epoch_bar(f"{title}: {network.name} {numbers} of {wanted}", trial.recipe.epochs) as on_epoch,
         ):
             result = evaluation(trial.images, trial.targets, row.lr, count, row.seed, on_epoch, done)
