@@ -431,8 +431,8 @@ def describe(results: Values) -> str:
     """Lay the figures out as Markdown."""
     lines = ["# Reliability", "", "Written by `benchmarks/reliability.py` from `reliability.json`.", ""]
     for name, part in results.items():
-        figures = part["figures"]
-        lines += [f"## {name}", "", f"`{part['command']}`, seed {part['seed']}, commit {part['commit']}, "]
+        figures, seed = part["figures"], f"seed {part['seed']}, " * ("seed" in part)
+        lines += [f"## {name}", "", f"`{part['command']}`, {seed}commit {part['commit']}, "]
         lines[-1] += f"{part['hardware']}, {part['seconds']:.0f} s."
         plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
         for head, table in [("figure", plain), *((k, v) for k, v in figures.items() if isinstance(v, dict))]:
