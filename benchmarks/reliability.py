@@ -431,7 +431,7 @@ def describe(results: Values) -> str:
     """Lay the figures out as Markdown."""
     lines = ["# Reliability", "", "Written by `benchmarks/reliability.py` from `reliability.json`.", ""]
     for name, part in results.items():
-        figures, seed = part["figures"], f"seed {part['seed']}, " * ("seed" in part)
+        figures, seed = part["figures"], f"seed {part.get('seed')}, " * ("seed" in part)
         lines += [f"## {name}", "", f"`{part['command']}`, {seed}commit {part['commit']}, "]
         lines[-1] += f"{part['hardware']}, {part['seconds']:.0f} s."
         plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
