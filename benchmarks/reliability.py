@@ -433,7 +433,7 @@ def describe(results: Values) -> str:
     for name, part in results.items():
         figures, seed = part["figures"], f"seed {part.get('seed')}, " * ("seed" in part)
         lines += [f"## {name}", "", f"`{part['command']}`, {seed}commit {part['commit']}, "]
-        lines[-1] += f"{part['hardware']}, {part['seconds']:.0f} s."
+        lines[-1] += f"{part['hardware']}" + (f", {part['seconds']:.0f} s." if "seconds" in part else ".")
         plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
         for head, table in [("figure", plain), *((k, v) for k, v in figures.items() if isinstance(v, dict))]:
             columns = [*next(iter(table.values()))] if isinstance(next(iter(table.values())), dict) else [""]
