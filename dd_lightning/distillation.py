@@ -92,6 +92,10 @@ class Distillation:
         seed: int = 0,
     ) -> None:
         check_method(objective, pool, optimizer)
+        if optimizer.label_lr > 0 and storage.labels == "hard":
+            raise InputError(
+                f"label_lr is {optimizer.label_lr:g}, but labels is 'hard'; set labels: soft, or label_lr: 0"
+            )
         check_range("inner_loop", inner_loop, low=1, hint="null if there are no outer iterations")
         check_range("seed", seed, low=0, high=2**63 - 1)
         if clamp and inner_loop is None:
