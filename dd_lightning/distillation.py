@@ -157,6 +157,7 @@ class Distillation:
         self.objective.check(network, real)
         if synthetic is None:
             synthetic = self.storage.empty(real, space, self.optimizer.student_lr)
+        self.optimizer.require_gradients(synthetic, self.objective.learnable)
         self.attach(synthetic, real, network, space)
         self._process, self.rank = setup.process, 0 if self.shared else setup.process.rank
         if self.shared:
@@ -358,8 +359,9 @@ class Distillation:
             remedy = f"the network of candidate {self._taken.key} has diverged: lower pool.recipe.lr"
         else:
             remedy = "lower image_lr or student_lr_lr, set student_lr_floor, or on_nonfinite: skip"
+        where = f" on process {self.rank}" * (self._averaged > 1)
         raise DivergenceError(
-            f"{what} is not finite at step {self.step}{lasting} (student_lr {self.student_lr:.3g}, image_lr "
+            f"{what} is not finite at step {self.step}{where}{lasting} (student_lr {self.student_lr:.3g}, image_lr "
             f"{self.optimizer.image_lr:g}); {remedy}"
         )
 

@@ -20,7 +20,7 @@ from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.real import RealSet
-from dd_lightning.trainer.run import log_scalars, run_folder
+from dd_lightning.trainer.run import log_scalars, process_of, run_folder
 from dd_lightning.training.evaluation import Evaluation, EvaluationRecipe, get_recipe
 from dd_lightning.training.parallel_networks import check_batches
 from dd_lightning.training.progress import epoch_bar
@@ -321,6 +321,7 @@ class EvalCallback(RunCallback):
                     self.execution or module.execution,
                     trainer.max_steps // self.every_n_steps + 1,
                     (self.num_networks_intermediate, self.num_networks, *[self._draws] * self.compare_random),
+                    process_of(trainer),
                 )
             evaluation = self._evaluations[network.name]
             result = evaluation(images, targets, run.student_lr, count, run.seed, on_epoch)

@@ -1,4 +1,4 @@
-"""Herding: points whose mean follows the mean of all of them (Welling, ICML 2009; as exemplars, Rebuffi et al., 2017)."""
+"""Herding: points whose mean follows the mean of all of them (Welling, ICML 2009; Rebuffi et al., 2017)."""
 
 import math
 

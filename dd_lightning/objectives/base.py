@@ -1,5 +1,6 @@
 """What every matching objective offers: score candidates cheaply, then make the winner's loss differentiable."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -255,6 +256,8 @@ def share_candidates(
     process = problem.process
     if process.size == 1:
         return score(range(len(candidates)))
+    if resume is None:
+        warn_of_idle(process, len(candidates), "candidates")
     places = range(len(candidates))
     owners = [place % process.size if resume is None else resume[place].owner for place in places]
     own = [place for place in places if owners[place] == process.rank]
@@ -265,6 +268,15 @@ def share_candidates(
     losses, skips = process.sum(known)
     theirs = (ScoredCandidate(candidates[p], losses[p], draw, None, skip=bool(skips[p])) for p in places)
     return [replace(scored.get(place, other), owner=owners[place]) for place, other in enumerate(theirs)]
+
+
+def warn_of_idle(process: Process, parts: int, what: str) -> None:
+    """Say that there are more processes than parts of a step; Python shows a warning from one place once."""
+    if process.rank == 0 and process.size > parts:
+        warnings.warn(
+            f"{process.size} processes share the {parts} {what} of a step: {process.size - parts} of them are idle",
+            stacklevel=2,
+        )
 
 
 def known_loss(

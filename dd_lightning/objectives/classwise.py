@@ -15,7 +15,7 @@ from dd_lightning.functional.errors import check_range
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload, known_loss
+from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload, known_loss, warn_of_idle
 from dd_lightning.objectives.class_statistics import ClassBatch, ClassMatching, Statistics, Terms, check_class
 from dd_lightning.pools import Candidate, NetworkPool
 from dd_lightning.sets.class_batches import RepresentativeBatches, shuffled_class_batches
@@ -214,7 +214,8 @@ def _summed(parts: list[Terms], problem: Problem) -> dict[str, Tensor]:
     process, classes = problem.process, problem.real.num_classes
     if process.size > 1:
         names = list(parts[0]) if parts else []
-        if process.size > classes:  # there are idle ones
+        warn_of_idle(process, classes, "classes")
+        if process.size > classes:
             names = process.broadcast(names)
         every = problem.synthetic.images.new_zeros(classes, len(names))
         for label, of_class in zip(range(process.rank, classes, process.size), parts, strict=True):

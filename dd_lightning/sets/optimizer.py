@@ -55,6 +55,12 @@ class SyntheticOptimizer:
         if self.image_optimizer == "adam" and self.image_steps == "per_class":
             raise InputError("image_steps is 'per_class', which is about SGD's momentum; use joint with Adam")
 
+    def require_gradients(self, synthetic: SyntheticSet, learnable: frozenset[str]) -> None:
+        """Require gradients of what moves, and of nothing else: DDP would wait for them."""
+        synthetic.student_lr.requires_grad_(self.student_lr_lr > 0 and "student_lr" in learnable)
+        if synthetic.label_kind == "soft":
+            synthetic.targets.requires_grad_(self.label_lr > 0)
+
     def build(self, synthetic: SyntheticSet, learnable: frozenset[str], num_classes: int) -> torch.optim.SGD:
         """Return the optimizer of S, and require gradients of what it moves.
 
@@ -66,14 +72,11 @@ class SyntheticOptimizer:
         if self.image_optimizer == "adam":
             momentum = 0.0
         groups: list[tuple[str, Tensor, float, float]] = [("images", synthetic.images, image_lr, momentum)]
-        learns_lr = self.student_lr_lr > 0 and "student_lr" in learnable
-        synthetic.student_lr.requires_grad_(learns_lr)
-        if learns_lr:
+        self.require_gradients(synthetic, learnable)
+        if synthetic.student_lr.requires_grad:
             groups.append(("student_lr", synthetic.student_lr, self.student_lr_lr, self.momentum))
-        if synthetic.label_kind == "soft":
-            synthetic.targets.requires_grad_(self.label_lr > 0)
-            if self.label_lr > 0:
-                groups.append(("labels", synthetic.targets, self.label_lr, self.label_momentum))
+        if synthetic.targets.requires_grad:
+            groups.append(("labels", synthetic.targets, self.label_lr, self.label_momentum))
         return torch.optim.SGD([{"name": n, "params": [p], "lr": rate, "momentum": m} for n, p, rate, m in groups])
 
 

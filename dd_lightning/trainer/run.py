@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -180,7 +179,7 @@ def sum_gradients(trainer: Trainer, run: Distillation) -> None:
         model.register_comm_hook(None, _summed)
 
 
-def _summed(state: None, bucket: Any) -> torch.futures.Future[torch.Tensor]:  # noqa: ANN401  (torch hides its class)
+def _summed(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
     del state
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])

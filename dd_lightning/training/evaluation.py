@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dd_lightning.execution.options import Execution
+from dd_lightning.execution.process import Process, SingleProcess
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
@@ -235,6 +236,12 @@ def train_fresh_networks(
     return training
 
 
+def side_by_side(network: FunctionalNetwork, images: Tensor, recipe: EvaluationRecipe) -> bool:
+    """Tell whether several networks train faster at once than in turn on images ``[n, ch, H, W]``."""
+    pixels = min(recipe.batch_size, len(images)) * images.shape[-2] * images.shape[-1]
+    return network.vmappable and batching_pays(images.device.type, pixels)
+
+
 def evaluation_passes(
     network: FunctionalNetwork,
     images: Tensor,
@@ -251,7 +258,7 @@ def evaluation_passes(
         network,
         # Unless another one is asked for, TF32 is as torch has it: so are the evaluations of the field.
         precision=None if precision == "float32" else precision,
-        vectorized=network.vmappable and batching_pays(device, batch * images.shape[-2] * images.shape[-1]),
+        vectorized=side_by_side(network, images, recipe),
         piece=piece_of(network, execution.micro_batch, batch, device, precision),
         running_statistics=True,
     )
@@ -277,6 +284,7 @@ class Evaluation:
         execution: How the networks are computed. Test passes are not compiled.
         evaluations: How many there will be in the whole run: ``compile: auto`` compiles only what repays itself.
         counts: How many networks one may train: all these are compiled for at the first one.
+        process: One of several that share the networks.
     """
 
     def __init__(
@@ -287,8 +295,10 @@ class Evaluation:
         execution: Execution = Execution(),  # noqa: B008  (frozen)
         evaluations: int = 1,
         counts: Sequence[int] = (),
+        process: Process = SingleProcess(),  # noqa: B008  (it has no state)
     ) -> None:
-        self._network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
+        self._process = process
+        self.network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
         self._evaluations, self._counts = evaluations, counts
         self._passes: dict[int, Passes] = {}
 
@@ -306,27 +316,40 @@ class Evaluation:
 
         With images ``[K, n, ch, H, W]`` and targets ``[K, ...]``, each network has a set of its own.
         """
-        started, network, recipe = time.perf_counter(), self._network, self._recipe
+        started, network, recipe, process = time.perf_counter(), self.network, self._recipe, self._process
+        own = self._share(num_networks)
         if (size := images.shape[-4]) not in self._passes:
             data = (images[0], targets[0]) if images.ndim == 5 else (images, targets)
             self._passes[size] = self._compiled(data[0].detach(), data[1].detach(), num_networks)
         passes = self._passes[size]
-        validations: list[tuple[float, ...]] = []
+        accuracies = torch.zeros(len(recipe.validation_epochs), num_networks, dtype=torch.float64)
+        tested = iter(accuracies)
 
         def on_validation(training: ParallelTraining) -> None:
-            validations.append(accuracies_of(training.thetas, network, self._held_out, training.statistics))
+            found = accuracies_of(training.thetas, network, self._held_out, training.statistics)
+            next(tested)[own.start : own.stop] = torch.tensor(found, dtype=torch.float64)
 
         lr = student_lr if recipe.lr is None else recipe.lr
-        given = lr, network, recipe, num_networks, seed, on_epoch, on_validation, passes, first
-        train_fresh_networks(images, targets, *given)
-        return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
+        if images.ndim == 5:
+            images, targets = images[own.start : own.stop], targets[own.start : own.stop]
+        if own:
+            given = lr, network, recipe, len(own), seed, on_epoch, on_validation, passes, first + own.start
+            train_fresh_networks(images, targets, *given)
+        validations = tuple(tuple(row) for row in process.sum(accuracies).tolist())
+        return EvaluationResult(validations[-1], time.perf_counter() - started, validations)
+
+    def _share(self, num_networks: int) -> range:
+        """Return the numbers of the networks that this process trains."""
+        rank, size = self._process.rank, self._process.size
+        return range(num_networks * rank // size, num_networks * (rank + 1) // size)
 
     def _compiled(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
-        network, recipe = self._network, self._recipe
+        network, recipe = self.network, self._recipe
         passes = evaluation_passes(network, images, recipe, self._execution)
         data = images, recipe.targets(targets, network.num_classes, images.dtype)
         calls = self._evaluations * recipe.epochs * -(-len(images) // recipe.batch_size)
-        counts, what = {num_networks, *self._counts}, f"the evaluation of {network.name}"
+        counts = {len(self._share(count)) for count in (num_networks, *self._counts)} - {0}
+        what = f"the evaluation of {network.name}"
         passes.compile(self._execution.compile, calls, data, recipe.batch_size, counts, what)
         return passes
 

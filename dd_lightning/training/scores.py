@@ -7,20 +7,13 @@ import math
 
 
 def label_robust_score(full: float, hard: float, own: float, random: float, weight: float = 0.5) -> float:
-    """Return LRS, in [0, 1]: what a set is worth whatever its labels are.
+    """Return LRS, in [0, 1]: ``(e^a - e^-1) / (e - e^-1)`` of ``a = w (own - random) - (1 - w) (full - hard)``.
 
-    With the hard-label recovery ``HLR = full - hard`` and the improvement over random ``IOR = own - random``, it is
-    ``(e^a - e^-1) / (e - e^-1)`` of ``a = w IOR - (1 - w) HLR``.
-
-    Args:
-        full: Accuracy of all real images.
-        hard: Accuracy of the set with hard labels.
-        own: Accuracy of the set with its own labels.
-        random: Accuracy of as many random real images.
-        weight: w; 0.5 on the leaderboard.
+    Accuracies are of all real images, of the set with hard labels, of the set with its own, and of as many random real
+    images; w is 0.5 on the leaderboard.
 
     Example:
-        >>> round(label_robust_score(full=0.848, hard=0.653, own=0.653, random=0.31), 3)
+        >>> round(label_robust_score(full=0.848, hard=0.653, own=0.653, random=0.31), 3)  # MTT, CIFAR-10
         0.302
     """
     return _normalized(weight * (own - random) - (1 - weight) * (full - hard))
@@ -29,20 +22,10 @@ def label_robust_score(full: float, hard: float, own: float, random: float, weig
 def augmentation_robust_score(
     own: float, random: float, plain: float, plain_random: float, weight: float = 0.5
 ) -> float:
-    """Return ARS, in [0, 1]: what a set is worth whether or not its networks are trained with augmentation.
+    """Return ARS, in [0, 1]: the same of ``b = g (own - random) + (1 - g) (plain - plain_random)``.
 
-    It is ``(e^b - e^-1) / (e - e^-1)`` of ``b = g (own - random) + (1 - g) (plain - plain_random)``.
-
-    Args:
-        own: Accuracy of the set, with augmentation.
-        random: That of as many random real images.
-        plain: Accuracy of the set, without augmentation.
-        plain_random: That of the random real images.
-        weight: g; 0.5 on the leaderboard.
-
-    Example:
-        >>> augmentation_robust_score(1.0, 0.0, 1.0, 0.0), augmentation_robust_score(0.0, 1.0, 0.0, 1.0)
-        (1.0, 0.0)
+    Accuracies are of the set and of as many random real images, with augmentation and without; g is 0.5 on the
+    leaderboard.
     """
     return _normalized(weight * (own - random) + (1 - weight) * (plain - plain_random))
 

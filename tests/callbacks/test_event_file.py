@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dd_lightning.callbacks import EvalCallback
 from dd_lightning.callbacks.accuracy_curve import EvaluationPoint
-from dd_lightning.cli.report import summary
+from dd_lightning.cli.summary import summary
 from dd_lightning.execution import compile as compile_module
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
