@@ -29,7 +29,8 @@ def main() -> None:
 def clean(notebook: nbformat.NotebookNode) -> None:
     """Leave of a notebook its cells, their tags, and what they printed and drew; not the hints on stderr."""
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
+    language = {"name": "python", "pygments_lexer": "ipython3"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": language})
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in cell.metadata if key == "tags"})
