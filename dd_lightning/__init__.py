@@ -18,6 +18,7 @@ from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import (
     BidirectionalMatching,
+    BilevelUnroll,
     DistributionMatching,
     GradientMatching,
     TrajectoryMatching,
@@ -31,6 +32,7 @@ from dd_lightning.version import __version__
 
 __all__ = [
     "BidirectionalMatching",
+    "BilevelUnroll",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "DatasetDataModule",

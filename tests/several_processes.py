@@ -25,6 +25,7 @@ from dd_lightning.execution.process import SingleProcess
 from dd_lightning.module import DistillationModule
 from dd_lightning.objectives import (
     BidirectionalMatching,
+    BilevelUnroll,
     DistributionMatching,
     GradientMatching,
     MatchingObjective,
@@ -105,6 +106,15 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "dream_plus": lambda: (
         lambda store: live(representative(BidirectionalMatching), pretrain_epochs=1),
+        small.selection(num_candidates=2),
+    ),
+    "bilevel": lambda: (
+        lambda store: small.network_module(
+            {"num_networks": 3, "age_limit": 1, "refresh": "candidates"},
+            objective=BilevelUnroll(total_steps=4, window=2, batch_real=20, augmentation="none"),
+            student_lr=0.01,
+            student_lr_lr=1e-6,
+        ),
         small.selection(num_candidates=2),
     ),
     "dm": lambda: (

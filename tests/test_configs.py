@@ -26,7 +26,7 @@ from tests.generated_mnist import write_mnist
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.glob("**/*.yaml"))}
-SMOKES = {"smoke", "smoke_trajectories", "smoke_datm", "smoke_networks", "smoke_cifar", "smoke_mnist"}
+SMOKES = {"smoke", "smoke_trajectories", "smoke_datm", "smoke_networks", "smoke_bilevel", "smoke_cifar", "smoke_mnist"}
 OVERLAYS = {"dynadistill", *SMOKES}
 PLAIN: dict[str, dict[str, Any]] = {name: yaml.safe_load(path.read_text()) for name, path in FILES.items()}
 EXPERTS = [name for name, plain in PLAIN.items() if {"path", "epochs", "data"} <= set(plain)]
@@ -530,7 +530,8 @@ def test_readme_has_a_row_for_every_file() -> None:
 
 
 def test_readme_rows_stand_under_their_method() -> None:
-    methods = {"mtt": "MTT", "datm": "DATM", "idc": "IDC", "dream_plus": "DREAM+", "dm": "DM", "quickstart.yaml": "MTT"}
+    methods = {"mtt": "MTT", "datm": "DATM", "idc": "IDC", "dream_plus": "DREAM+", "dm": "DM"}
+    methods |= {"quickstart.yaml": "MTT", "bilevel": "RaT-BPTT"}
     heading, seen = "", set()
     for line in (CONFIGS / "README.md").read_text().splitlines():
         if line.startswith("#"):
@@ -548,8 +549,8 @@ def _config_flags(*names: str) -> list[str]:
 def _smoke(name: str) -> list[str]:
     """Return the overlays that make a configuration a miniature."""
     model, data = PLAIN[name]["model"], PLAIN[name]["data"]
-    datm = ["smoke_datm"] if name.startswith("datm/") else []
-    return ["smoke", *SMOKE_OF_POOL[model["pool"]["class_path"]], *datm, *SMOKE_OF_DATA[data["class_path"]]]
+    own = [f"smoke_{kind}" for kind in ("datm", "bilevel") if name.startswith(f"{kind}/")]
+    return ["smoke", *SMOKE_OF_POOL[model["pool"]["class_path"]], *own, *SMOKE_OF_DATA[data["class_path"]]]
 
 
 def _miniature_experts(name: str, num_experts: int) -> list[str]:

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from dd_lightning.callbacks import SyntheticSetWriter
-from dd_lightning.objectives import BidirectionalMatching, GradientMatching
+from dd_lightning.objectives import BidirectionalMatching, BilevelUnroll, GradientMatching
 from dd_lightning.pools import NetworkPool
 from dd_lightning.sets import class_batches as sampling
 from dd_lightning.sets import initial
@@ -25,6 +25,12 @@ METHODS: dict[str, Callable[[], dict[str, Any]]] = {
     "shuffled": lambda: {"objective": GradientMatching(batch_real=8)},
     "representative": lambda: {
         "objective": GradientMatching(batch_real=8, sampling="representative", interval=INTERVAL),
+    },
+    "bilevel": lambda: {
+        "objective": BilevelUnroll(total_steps=5, window=3, batch_real=20),
+        "pool": small.network_pool(age_limit=1),
+        "student_lr_lr": 1e-6,
+        "image_optimizer": "adam",
     },
     "bidirectional": lambda: {
         "objective": BidirectionalMatching(batch_real=8, interval=INTERVAL),

@@ -10,6 +10,7 @@ from typing import Literal
 from dd_lightning.functional.errors import InputError, check_choice
 from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload, check_method
 from dd_lightning.objectives.bidirectional_matching import BidirectionalMatching
+from dd_lightning.objectives.bilevel_unroll import BilevelUnroll
 from dd_lightning.objectives.distribution_matching import DistributionMatching
 from dd_lightning.objectives.gradient_matching import GradientMatching
 from dd_lightning.objectives.trajectory_matching import TrajectoryMatching
@@ -44,6 +45,7 @@ def make_objective(given: object) -> MatchingObjective:
 
 __all__ = [
     "BidirectionalMatching",
+    "BilevelUnroll",
     "DistributionMatching",
     "GradientMatching",
     "MatchingObjective",

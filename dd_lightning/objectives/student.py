@@ -47,24 +47,24 @@ class Student:
         self.execution = execution
         self.syn_steps = syn_steps
         self.batch_syn = batch_syn
-        self._piece = execution.micro_batch if execution.micro_batch != "auto" else None
+        self.piece = execution.micro_batch if execution.micro_batch != "auto" else None
         self._vectorized = 1  # students that take their steps as one batch
-        self._loss = differentiated(training_loss(network, execution.precision))
+        self.loss = differentiated(training_loss(network, execution.precision))
 
     def unroll(
         self, synthetic: SyntheticSet, thetas: Sequence[Tensor], steps: Sequence[InnerStep]
     ) -> list[list[Tensor]]:
         """Return the path of a student from each of ``thetas``: :func:`~dd_lightning.functional.trajectory.unroll`."""
-        self.network.check_pieces(self._piece, max((len(step.indices) for step in steps), default=0))
+        self.network.check_pieces(self.piece, max((len(step.indices) for step in steps), default=0))
         with torch.no_grad(), tensor_float(self.execution.precision, synthetic.images.device):
             return unroll(
-                self._loss,
+                self.loss,
                 thetas,
                 synthetic.student_lr.detach(),
                 synthetic.decoded(),
                 synthetic.decoded_targets(),
                 steps,
-                micro_batch=self._piece,
+                micro_batch=self.piece,
                 vectorized=1 < len(thetas) == self._vectorized,
             )
 
@@ -74,7 +74,7 @@ class Student:
         """Return the gradients by S that belong to one by the end of a path, [P]."""
         with torch.no_grad(), tensor_float(self.execution.precision, synthetic.images.device):
             return unroll_adjoint(
-                self._loss,
+                self.loss,
                 path,
                 synthetic.student_lr.detach(),
                 synthetic.decoded(),
@@ -82,13 +82,13 @@ class Student:
                 steps,
                 cotangent,
                 wrt_targets=synthetic.targets.requires_grad,
-                micro_batch=self._piece,
+                micro_batch=self.piece,
             )
 
     def plan_memory(self, work: Workload, augmentation: DSA) -> MemoryEstimate:
         """Settle how many pieces a batch is cut into and how many students run at once; estimate the peak of a step."""
         network, execution, batch = self.network, self.execution, min(self.batch_syn or work.images, work.images)
-        network.check_pieces(self._piece, batch)
+        network.check_pieces(self.piece, batch)
         # of a candidate there is the path, and the segment that it is compared with
         vectors = work.candidates * (self.syn_steps + 1 + 2)
         note = f"{work.candidates} candidate" + "s" * (work.candidates != 1)
@@ -110,8 +110,8 @@ class Student:
 
         if execution.micro_batch == "auto" and exceeds(batch) and not network.uses_batch_statistics:
             fitting = (-(-batch // n) for n in range(2, batch // SMALLEST_PIECE + 1) if not exceeds(-(-batch // n)))
-            self._piece = next(fitting, min(batch, SMALLEST_PIECE))
-        piece = min(self._piece or batch, batch)
+            self.piece = next(fitting, min(batch, SMALLEST_PIECE))
+        piece = min(self.piece or batch, batch)
         note = f"batch {batch} in " + ("one piece" if piece == batch else f"{-(-batch // piece)} pieces of {piece}")
         if execution.micro_batch == "auto" and exceeds(piece):
             note += f", above memory_gb {execution.memory_gb:g}"
@@ -130,7 +130,7 @@ class Student:
         """Compile a student's step if that was asked for, or pays off over ``steps`` distillation steps."""
         choice, device, calls = self.execution.compile, synthetic.images.device, steps * self.syn_steps
         made = compile_for_run(lambda: self._compiled(synthetic), choice, device, calls, "the student's step", say)
-        self._loss = made or self._loss
+        self.loss = made or self.loss
 
     def _compiled(self, synthetic: SyntheticSet) -> DifferentiatedLoss:
         """Take one step of each batch size there and back, which compiles all that the run will need."""
@@ -138,7 +138,7 @@ class Student:
         theta = network.initial(0).to(images)
         order = compiled_order(training_loss(network), theta, images[:PROBE_SIZE], targets[:PROBE_SIZE])
         student = copy(self)
-        student._loss = compiled_loss(training_loss(network, self.execution.precision), order)
+        student.loss = compiled_loss(training_loss(network, self.execution.precision), order)
         generator, plain, size = torch.Generator(), DSA("none"), (images.shape[-2], images.shape[-1])
         batches = permuted_batches(len(images), self.batch_syn, self.syn_steps, generator)
         steps = [
@@ -147,7 +147,7 @@ class Student:
         ]
         path = student.unroll(synthetic, [theta] * self._vectorized, steps)[0]
         student.pull_back(synthetic, path, steps, torch.zeros_like(theta))
-        return student._loss
+        return student.loss
 
     # What is run on a few images of zeros, to find out how much memory it takes
 
@@ -156,7 +156,7 @@ class Student:
         images, theta = torch.zeros(count, *self.network.image_shape), torch.zeros(self.network.num_parameters)
         step = InnerStep(torch.arange(count), self._largest_draw(augmentation, count))
         problem = (theta.new_tensor(0.01), images, work.targets(count), [step])
-        unroll_adjoint(self._loss, [theta, theta], *problem, cotangent=theta, wrt_targets=work.soft_labels)
+        unroll_adjoint(self.loss, [theta, theta], *problem, cotangent=theta, wrt_targets=work.soft_labels)
 
     def _probe_augmentation(self, augmentation: DSA, count: int) -> None:
         """Augment there and back, with the gradients that wait for it."""
@@ -168,7 +168,7 @@ class Student:
     def _probe_students(self, work: Workload, count: int) -> None:
         """Take a step with all candidates' students at once."""
         thetas = torch.zeros(work.candidates, self.network.num_parameters)
-        self._loss.gradients(thetas, torch.zeros(count, *self.network.image_shape), work.targets(count))
+        self.loss.gradients(thetas, torch.zeros(count, *self.network.image_shape), work.targets(count))
 
     def _largest_draw(self, augmentation: DSA, count: int) -> AugmentationDraw:
         policy = replace(augmentation, strategy=most_memory_intensive(augmentation.operations))

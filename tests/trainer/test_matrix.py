@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dd_lightning.module import DistillationModule
-from dd_lightning.objectives import BidirectionalMatching, DistributionMatching, GradientMatching
+from dd_lightning.objectives import BidirectionalMatching, BilevelUnroll, DistributionMatching, GradientMatching
 from dd_lightning.pools import NetworkPool
 from dd_lightning.training import experts
 from dd_lightning.training.evaluation import Evaluation
@@ -38,6 +38,12 @@ METHODS: dict[str, Method] = {
     "DREAM": lambda _: small.network_module({"num_networks": 3}, objective=GradientMatching(**REPRESENTATIVE)),
     "DREAM+": lambda _: small.network_module(
         {"num_networks": 3, "refresh": "all", "pretrain_epochs": 1}, objective=BidirectionalMatching(**REPRESENTATIVE)
+    ),
+    "RaT-BPTT": lambda _: small.network_module(
+        {"num_networks": 3, "age_limit": 1, "refresh": "candidates"},
+        objective=BilevelUnroll(total_steps=4, window=2, batch_real=20),
+        image_optimizer="adam",
+        student_lr_lr=1e-6,
     ),
     "DM": lambda _: small.network_module(
         {"num_networks": 3, "age_limit": 1}, objective=DistributionMatching(batch_real=8)
