@@ -1,6 +1,6 @@
 """Bilevel unrolling against a slow loop: torch's Adam with a graph, and the loss on real images at its end."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch

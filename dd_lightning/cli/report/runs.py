@@ -29,6 +29,7 @@ _METHODS = {  # by the objective
     **dict.fromkeys(("GradientMatching", "idc"), "IDC"),
     **dict.fromkeys(("BidirectionalMatching", "dream_plus"), "DREAM+"),
     **dict.fromkeys(("DistributionMatching", "dm"), "DM"),
+    "BilevelUnroll": "RaT-BPTT",
 }
 
 Options = dict[str, Any]
