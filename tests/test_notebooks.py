@@ -17,7 +17,8 @@ smoke = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kerne
 
 @cache
 def stored(number: str) -> nbformat.NotebookNode:
-    return nbformat.read(NOTEBOOKS[number], as_version=4)
+    notebook: nbformat.NotebookNode = nbformat.read(NOTEBOOKS[number], as_version=4)
+    return notebook
 
 
 @pytest.mark.parametrize("number", NOTEBOOKS)
