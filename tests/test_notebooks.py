@@ -38,7 +38,7 @@ def test_stored_with_outputs_and_without_a_machine(number: str) -> None:
 @pytest.mark.parametrize("number", NOTEBOOKS)
 def test_short(number: str) -> None:
     assert NOTEBOOKS[number].stat().st_size < 400_000
-    assert len(stored(number).cells) <= 16
+    assert len(stored(number).cells) <= 14
 
 
 def run(number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
