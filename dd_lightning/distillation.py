@@ -91,7 +91,7 @@ class Distillation:
         on_nonfinite: OnNonfinite = "error",
         seed: int = 0,
     ) -> None:
-        check_method(objective, pool, optimizer)
+        check_method(objective, pool, optimizer, storage.labels)
         check_range("inner_loop", inner_loop, low=1, hint="null if there are no outer iterations")
         check_range("seed", seed, low=0, high=2**63 - 1)
         if clamp and inner_loop is None:
@@ -152,7 +152,7 @@ class Distillation:
         """
         network, real = setup.network, setup.real
         self._averaged = 1 if self.shared else setup.process.size
-        check_method(self.objective, self.pool, self.optimizer, self._averaged)
+        check_method(self.objective, self.pool, self.optimizer, self.storage.labels, self._averaged)
         self.storage.check(real, network)
         self.objective.check(network, real)
         if synthetic is None:

@@ -81,6 +81,8 @@ class OneLineParser(ArgumentParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:  # noqa: ANN401  (jsonargparse's own)
         """Parse options."""
+        if not self.exit_on_error:  # jsonargparse writes a class's options as text, where null has become None
+            args = [re.sub("=None$", "=null", each) for each in args]
         return super().parse_args(resolve_args(args), *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

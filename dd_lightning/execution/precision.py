@@ -1,7 +1,9 @@
 """The precision of a network's layers, while parameters, images and losses stay in float32."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal
 
 import torch
@@ -35,6 +37,8 @@ def in_precision(
 def tensor_float(precision: Precision, device: torch.device) -> Iterator[None]:
     """Use TF32 for convolutions (torch's default) and matrix products on CUDA exactly if it is the precision."""
     if device.type != "cuda":
+        if precision == "tf32":
+            warn_of_no_effect(device.type)
         yield
         return
     allowed, matmul = precision == "tf32", torch.backends.cuda.matmul
@@ -44,3 +48,9 @@ def tensor_float(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before, cudnn
+
+
+@cache
+def warn_of_no_effect(device: str) -> None:
+    """Say, once in a process, that TF32 does nothing on a kind of device."""
+    warnings.warn(f"precision is 'tf32', which is float32 on {device}; it has an effect on CUDA only", stacklevel=2)

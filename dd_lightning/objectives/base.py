@@ -19,7 +19,7 @@ from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools.base import Candidate, CandidatePool
 from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.real import RealSet
-from dd_lightning.sets.synthetic import SyntheticSet
+from dd_lightning.sets.synthetic import LabelKind, SyntheticSet
 
 Learnable = Literal["student_lr", "labels"]
 
@@ -204,7 +204,11 @@ class MatchingObjective(ABC):
 
 
 def check_method(
-    objective: MatchingObjective, pool: CandidatePool, optimizer: SyntheticOptimizer, averaged: int = 1
+    objective: MatchingObjective,
+    pool: CandidatePool,
+    optimizer: SyntheticOptimizer,
+    labels: LabelKind,
+    averaged: int = 1,
 ) -> None:
     """Check that the pool gives what the objective learns from, and that there is a gradient by all that is learned.
 
@@ -212,6 +216,7 @@ def check_method(
         objective: What is matched.
         pool: Where candidates come from.
         optimizer: How S moves.
+        labels: Kind of its labels.
         averaged: Processes that each take steps of their own.
 
     Raises:
@@ -225,6 +230,8 @@ def check_method(
             f"{name} learns from {objective.candidate_type.__name__}, but {type(pool).__name__} gives "
             f"{pool.candidate_type.__name__}; use {type(objective.default_pool()).__name__}"
         )
+    if optimizer.label_lr > 0 and labels == "hard":
+        raise InputError(f"label_lr is {optimizer.label_lr:g}, but labels is 'hard'; set labels: soft, or label_lr: 0")
     if optimizer.label_lr > 0 and "labels" not in objective.learnable:
         raise InputError(
             f"label_lr is {optimizer.label_lr:g}, but {name} has no gradient by the labels; set label_lr: 0 to "

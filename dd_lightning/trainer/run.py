@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from dd_lightning.datamodules.base import DistillationDataModule
 from dd_lightning.distillation import Demand, Distillation
 from dd_lightning.execution.options import Execution
-from dd_lightning.execution.process import DistributedProcess, Process, SingleProcess
+from dd_lightning.execution.process import DistributedProcess, Process, SingleProcess, holds_anywhere
 from dd_lightning.functional.errors import InputError
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import ScoredCandidate
 from dd_lightning.pools import PoolSetup
+from dd_lightning.version import __version__
 
 DEFAULT_STEPS = 2000
 """Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
@@ -125,6 +126,7 @@ def pool_setup(
     continues: bool,
 ) -> PoolSetup:
     """Return what a run's pool is given before the first step of a fit."""
+    check_processes(process_of(trainer))
     data = attached_data(trainer)
     return PoolSetup(
         network,
@@ -171,6 +173,18 @@ def log_step(trainer: Trainer, run: Distillation, scored: ScoredCandidate) -> No
 def process_of(trainer: Trainer) -> Process:
     """Return this process among those of the Trainer."""
     return SingleProcess() if trainer.world_size == 1 else DistributedProcess(trainer.strategy.root_device)
+
+
+def check_processes(process: Process) -> None:
+    """Refuse processes that run other code.
+
+    Raises:
+        InputError: If the versions of this package or of torch differ.
+    """
+    own = f"dd_lightning {__version__} with torch {torch.__version__}"
+    first = process.broadcast(own)
+    if holds_anywhere(process, own != first):
+        raise InputError(f"process {process.rank} runs {own}, process 0 {first}: install the same on all machines")
 
 
 def sum_gradients(trainer: Trainer, run: Distillation) -> None:
