@@ -24,7 +24,6 @@ root_doc = "docs/index"
 
 nb_execution_mode = "off"  # the test suite executes the notebooks, and their outputs are stored
 myst_heading_anchors = 3
-autodoc_class_signature = "separated"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"

@@ -20,7 +20,8 @@ def main() -> None:
         if path.name.startswith(tuple(sys.argv[1:]) or ""):
             notebook = nbformat.read(path, as_version=4)
             if not path.name.startswith(UNRUN):
-                NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(FOLDER)}}).execute()
+                where = {"metadata": {"path": str(FOLDER)}}
+                NotebookClient(notebook, timeout=1800, coalesce_streams=True, resources=where).execute()
             clean(notebook)
             nbformat.write(notebook, path)
             print(path.name, path.stat().st_size // 1000, "kB")
