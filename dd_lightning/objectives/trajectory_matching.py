@@ -39,7 +39,7 @@ class TrajectoryMatching(MatchingObjective):
 
     Args:
         syn_steps: N, the student's steps. 50 is the published value for CIFAR-10 at ipc 1.
-        batch_syn: The most synthetic images per student step; null is the whole set, the published setting up to ipc 10.
+        batch_syn: The most synthetic images per student step; null is the whole set, as published up to ipc 10.
         augmentation: DSA strategy of the student's batches, a fresh draw at every step; "none" switches it off.
         loss_threshold: Leave S unchanged in a step whose loss is above this (DATM uses 1.0); null never does.
 
