@@ -176,9 +176,6 @@ class DistillationCLI(LightningCLI):
             config["logger"] = [CSVLogger(**names, version=events.version), events]
             idle |= {"default_root_dir": root} if (root := config["default_root_dir"]) is not None else {}
         config["default_root_dir"] = config["default_root_dir"] or events.log_dir
-        if idle:
-            said = ", ".join(f"trainer.{name} {value}" for name, value in idle.items())
-            rank_zero_warn(f"without effect: {said}; --evaluation says when to evaluate, --runs where files go")
         for name, refused in (("barebones", True), ("enable_checkpointing", False)):
             if config[name] is refused:
                 given, other = str(refused).lower(), str(not refused).lower()
@@ -187,9 +184,13 @@ class DistillationCLI(LightningCLI):
         if config.get("accelerator") == "cpu" and devices.isdigit() and int(devices) > cores:
             raise InputError(f"trainer.devices is {devices}; it must be at most {cores}, the CPU's threads")
         try:
-            return super()._instantiate_trainer(config, [*(c for c in chosen if c is not None), *callbacks])
+            trainer = super()._instantiate_trainer(config, [*(c for c in chosen if c is not None), *callbacks])
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise InputError(f"the Trainer refuses its options: {error}") from error
+        if idle:
+            said = ", ".join(f"trainer.{name} {value}" for name, value in idle.items())
+            rank_zero_warn(f"without effect: {said}; --evaluation says when to evaluate, --runs where files go")
+        return trainer
 
 
 def without_option(args: Sequence[str], option: str) -> list[str]:
