@@ -27,8 +27,8 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from dd_lightning.cli.commands import _recipe
 from dd_lightning.cli.configs import PACKAGED, resolve_args
+from dd_lightning.cli.evaluate import _recipe
 from dd_lightning.datamodules.whitening_cache import cached_zca
 from dd_lightning.functional.errors import DistillationError
 from dd_lightning.functional.formation import Formation

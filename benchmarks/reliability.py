@@ -16,6 +16,7 @@ import mmap
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -86,6 +87,10 @@ CONFIGURATIONS: dict[str, tuple[Values, Values | None]] = {
 }
 
 
+RANKED = ("MTT + DynaDistill, losses remembered", "IDC + DynaDistill", "DREAM+")
+"""Those that are run on two ranks: shared by candidates, and by classes and networks."""
+
+
 class Run:
     """A small run on the digits that can be started, killed and resumed.
 
@@ -114,8 +119,8 @@ class Run:
             del config["selection"]
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
-    def start(self, watch: "Watch | None" = None) -> int:
-        """Start it in a process of its own, from its newest checkpoint if there is one."""
+    def start(self, watch: "Watch | None" = None, rank: int = 0, ranks: int = 1, port: int = 0) -> int:
+        """Start it, or one of its ranks, in a process of its own, from its newest checkpoint if there is one."""
         resume = ["--ckpt_path", "last"] if list(self.folder.glob("runs/*/*/checkpoints/*.ckpt")) else []
         if (process := os.fork()) != 0:
             return process
@@ -127,6 +132,11 @@ class Run:
             os.dup2(log, 2)
             if watch is not None:
                 watch.attach()
+            if ranks > 1:  # as torchrun tells it
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+                os.environ |= {name: str(value) for name, value in (place | {"GROUP_RANK": 0}).items()}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "run"}
+                resume += ["--trainer.devices", str(ranks)]
             command(["fit", "--config", "config.yaml", "--name", "run", *resume])
             status = 0
         finally:
@@ -258,6 +268,51 @@ def kills(count: int, seed: int, folder: Path, report: Callable[[Values], None])
     return figures
 
 
+def rank_kills(count: int, seed: int, folder: Path, report: Callable[[Values], None]) -> Values:
+    """Kill one of two ranks at random moments, `count` times; the other one must end by itself."""
+    slowest = "slowest end of the other rank, seconds"
+    figures: Values = {"kills": 0, "runs": 0, "equal": 0, slowest: 0.0, "configuration": {}}
+    moments, watch = random.Random(seed), Watch(STEPS)
+
+    def started(run: Run, victim: int) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        watch.reset()
+        return [run.start(watch if rank == victim else None, rank, 2, port) for rank in range(2)]
+
+    for name in RANKED:
+        own = {"kills": 0, "runs": 0, "equal": 0}
+        figures["configuration"][name] = own
+        whole, began = Run(folder / name / "whole", name), time.monotonic()
+        assert [_wait(rank, 600) for rank in started(whole, 0)] == [0, 0], (whole.folder / "log.txt").read_text()[
+            -2000:
+        ]
+        seconds, images = time.monotonic() - began, whole.images()
+        while own["kills"] < -(-count // len(RANKED)):
+            run, status = Run(folder / name / str(own["runs"]), name), None
+            while status is None:
+                victim, life = moments.randrange(2), moments.uniform(0.1, 1.0) * seconds
+                ranks = started(run, victim)
+                # before it knows the other one, nobody but what has started both can tell that it is gone
+                status = _wait(ranks[victim], life, lambda: watch.phase != Watch.PHASES[0])
+                died = time.monotonic()
+                other = _wait(ranks[1 - victim], 120)
+                if status is None:
+                    assert other is not None, f"{name}: the other rank did not end"
+                    own["kills"] += 1
+                    figures[slowest] = max(figures[slowest], round(time.monotonic() - died, 2))
+                else:
+                    assert [status, other] == [0, 0], (run.folder / "log.txt").read_text()[-2000:]
+            own["runs"] += 1
+            own["equal"] += torch.equal(run.images(), images)
+        for key, value in own.items():
+            figures[key] += value
+        print(f"{name}: {own}", flush=True)
+        report(figures)
+    return figures
+
+
 def soak(count: int, seed: int, folder: Path, steps: int) -> Values:
     """Take many steps, killed and resumed on the way; compare memory and open files at step 100 and at the end.
 
@@ -376,9 +431,9 @@ def describe(results: Values) -> str:
     """Lay the figures out as Markdown."""
     lines = ["# Reliability", "", "Written by `benchmarks/reliability.py` from `reliability.json`.", ""]
     for name, part in results.items():
-        figures = part["figures"]
-        lines += [f"## {name}", "", f"`{part['command']}`, seed {part['seed']}, commit {part['commit']}, "]
-        lines[-1] += f"{part['hardware']}, {part['seconds']:.0f} s."
+        figures, seed = part["figures"], f"seed {part.get('seed')}, " * ("seed" in part)
+        lines += [f"## {name}", "", f"`{part['command']}`, {seed}commit {part['commit']}, "]
+        lines[-1] += f"{part['hardware']}" + (f", {part['seconds']:.0f} s." if "seconds" in part else ".")
         plain = {key: value for key, value in figures.items() if not isinstance(value, dict)}
         for head, table in [("figure", plain), *((k, v) for k, v in figures.items() if isinstance(v, dict))]:
             columns = [*next(iter(table.values()))] if isinstance(next(iter(table.values())), dict) else [""]
@@ -401,8 +456,8 @@ def _checkpoint(folder: Path) -> bytes:
 def main() -> None:
     """Run one part; its figures are written as it goes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["kills", "fuzz", "soak", "golden", "compare"])
-    parser.add_argument("--kills", type=int, default=None, help="SIGKILLs: 500 of `kills`, 30 of `soak`.")
+    parser.add_argument("part", choices=["kills", "ranks", "fuzz", "soak", "golden", "compare"])
+    parser.add_argument("--kills", type=int, default=None, help="SIGKILLs: 500, 20 of `ranks`, 30 of `soak`.")
     parser.add_argument("--inputs", type=int, default=100_000, help="Damaged files to read.")
     parser.add_argument("--steps", type=int, default=2000, help="Of the soak.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments and the damage.")
@@ -437,6 +492,8 @@ def main() -> None:
             sys.exit(int(not difference < LARGEST_DIFFERENCE))
         elif options.part == "kills":
             report(kills(options.kills or 500, options.seed, folder, report))
+        elif options.part == "ranks":
+            report(rank_kills(options.kills or 20, options.seed, folder, report))
         elif options.part == "soak":
             report(soak(options.kills or 30, options.seed, folder, options.steps))
         else:

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from dd_lightning.execution.cost import CostMeter
 from dd_lightning.execution.memory import MemoryEstimate, MemoryPart, explain_oom
+from dd_lightning.execution.process import Process, SingleProcess, holds_anywhere
 from dd_lightning.functional.errors import DivergenceError, InputError, check_range
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives import MatchingObjective, Problem, ScoredCandidate, Workload
+from dd_lightning.objectives import MatchingObjective, Problem, ScoredCandidate, Workload, check_method
 from dd_lightning.pools import Candidate, CandidateKey, CandidatePool, PoolSetup, teacher_logits
 from dd_lightning.sets.color_spaces import ColorSpace
 from dd_lightning.sets.optimizer import ImageGradient, SyntheticOptimizer
@@ -61,27 +62,6 @@ class Demand:
     selection: dict[str, Any] | None = None
 
 
-def check_method(objective: MatchingObjective, pool: CandidatePool, optimizer: SyntheticOptimizer) -> None:
-    """Check that the pool gives what the objective learns from, and that there is a gradient by all that is learned.
-
-    Raises:
-        InputError: If not.
-    """
-    name = type(objective).__name__
-    if not isinstance(pool, CandidatePool):
-        raise InputError(f"pool is {pool!r}; give a {type(objective.default_pool()).__name__}, or null for the default")
-    if not issubclass(pool.candidate_type, objective.candidate_type):
-        raise InputError(
-            f"{name} learns from {objective.candidate_type.__name__}, but {type(pool).__name__} gives "
-            f"{pool.candidate_type.__name__}; use {type(objective.default_pool()).__name__}"
-        )
-    if optimizer.label_lr > 0 and "labels" not in objective.learnable:
-        raise InputError(
-            f"label_lr is {optimizer.label_lr:g}, but {name} has no gradient by the labels; set label_lr: 0 to "
-            "keep them fixed"
-        )
-
-
 class Distillation:
     """One run: the synthetic set, what it learns from, and what must survive from one step to the next.
 
@@ -111,11 +91,7 @@ class Distillation:
         on_nonfinite: OnNonfinite = "error",
         seed: int = 0,
     ) -> None:
-        check_method(objective, pool, optimizer)
-        if optimizer.label_lr > 0 and storage.labels == "hard":
-            raise InputError(
-                f"label_lr is {optimizer.label_lr:g}, but labels is 'hard'; set labels: soft, or label_lr: 0"
-            )
+        check_method(objective, pool, optimizer, storage.labels)
         check_range("inner_loop", inner_loop, low=1, hint="null if there are no outer iterations")
         check_range("seed", seed, low=0, high=2**63 - 1)
         if clamp and inner_loop is None:
@@ -124,9 +100,10 @@ class Distillation:
         self.storage, self.optimizer = storage, optimizer
         self.inner_loop, self.clamp = inner_loop, clamp
         self.on_nonfinite: OnNonfinite = on_nonfinite
-        self.seed, self.rank = seed, 0
+        self.seed, self.rank, self._averaged = seed, 0, 1
         self.memory = MemoryEstimate(())
         self._problem: Problem | None = None
+        self._process: Process = SingleProcess()
         self._valid_pixels: tuple[Tensor, Tensor] | None = None
         self._reset(torch.device("cpu"))
 
@@ -143,6 +120,11 @@ class Distillation:
         self._before: dict[str, Any] = {}
         self._nonfinite = 0
         self._taken: Candidate
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes share each step; else each takes one of its own, and gradients are averaged."""
+        return self.optimizer.processes == "shard"
 
     @property
     def problem(self) -> Problem:
@@ -169,13 +151,17 @@ class Distillation:
             say: Shows a line to whoever is going to wait.
         """
         network, real = setup.network, setup.real
-        check_method(self.objective, self.pool, self.optimizer)
+        self._averaged = 1 if self.shared else setup.process.size
+        check_method(self.objective, self.pool, self.optimizer, self.storage.labels, self._averaged)
         self.storage.check(real, network)
         self.objective.check(network, real)
         if synthetic is None:
             synthetic = self.storage.empty(real, space, self.optimizer.student_lr)
+        self.optimizer.require_gradients(synthetic, self.objective.learnable)
         self.attach(synthetic, real, network, space)
-        self.rank = setup.process.rank
+        self._process, self.rank = setup.process, 0 if self.shared else setup.process.rank
+        if self.shared:
+            self._problem = replace(self.problem, process=setup.process)
         self._valid_pixels = self.storage.valid_pixels(synthetic, space) if self.clamp else None
         if not setup.continues:
             self._reset(real.images.device)
@@ -324,20 +310,26 @@ class Distillation:
         return scored
 
     def skips(self, scored: ScoredCandidate) -> bool:
-        """Tell whether a step leaves S as it is: its loss is not finite, or the objective passes it over.
+        """Tell whether a step leaves S as it is: in a process, the loss is not finite or the objective passes it over.
 
         Raises:
             DivergenceError: If the loss is not finite, with ``on_nonfinite: error`` or at the 20th step in a row.
         """
-        if not self._finite(scored.loss, "the matching loss"):
-            return True
-        self._nonfinite *= not scored.skip
-        return scored.skip
+        finite = self._finite(scored.loss, "the matching loss")
+        self._nonfinite *= not finite or not scored.skip
+        return holds_anywhere(self._process, scored.skip or not finite)
 
     def loss(self, scored: ScoredCandidate) -> Tensor:
-        """Return the loss as a scalar with a graph to what is learned."""
+        """Return the loss as a scalar with a graph to what is learned; of several processes, this one's part of it."""
+        if scored.owner not in (None, self.problem.process.rank):
+            return self.no_loss()
         with self.explain_oom("computing the gradient"):
             return self.objective.loss(self.problem, scored)
+
+    def no_loss(self) -> Tensor:
+        """Return 0 with a graph to all that is learned: not None, which Lightning refuses in several processes."""
+        learned = [parameter for parameter in self.problem.synthetic.parameters() if parameter.requires_grad]
+        return torch.stack([parameter.sum() for parameter in learned]).sum() * 0
 
     def adjust_gradients(self) -> bool:
         """Apply ``equal_norm`` and Adam to the images' gradient; tell whether all gradients are finite.
@@ -349,7 +341,8 @@ class Distillation:
         if synthetic.images.grad is None:
             raise RuntimeError(f"the images have no gradient at step {self.step}: the graph was dropped")
         gradients = [parameter.grad for parameter in synthetic.parameters() if parameter.grad is not None]
-        if not all(self._finite(gradient, "a gradient") for gradient in gradients):
+        finite = all(self._finite(gradient, "a gradient") for gradient in gradients)
+        if holds_anywhere(self._process, not finite):
             return False
         self._image_gradient.adjust(synthetic.images.grad)
         self._nonfinite = 0
@@ -366,8 +359,9 @@ class Distillation:
             remedy = f"the network of candidate {self._taken.key} has diverged: lower pool.recipe.lr"
         else:
             remedy = "lower image_lr or student_lr_lr, set student_lr_floor, or on_nonfinite: skip"
+        where = f" on process {self.rank}" * (self._averaged > 1)
         raise DivergenceError(
-            f"{what} is not finite at step {self.step}{lasting} (student_lr {self.student_lr:.3g}, image_lr "
+            f"{what} is not finite at step {self.step}{where}{lasting} (student_lr {self.student_lr:.3g}, image_lr "
             f"{self.optimizer.image_lr:g}); {remedy}"
         )
 
@@ -398,6 +392,7 @@ class Distillation:
         return {
             "format_version": CHECKPOINT_FORMAT,
             "seed": self.seed,
+            "averaged": self._averaged,
             "pool": self.pool.state_dict(),
             "objective": self.objective.state_dict(),
             "image_gradient": self._image_gradient.state_dict(),
@@ -409,6 +404,11 @@ class Distillation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; its seed wins, or the run would not be the same run."""
+        if (averaged := state.get("averaged", 1)) != self._averaged:
+            raise InputError(
+                f"processes is 'average', and the run has {self._averaged} of them, but the checkpoint's run has "
+                f"{averaged}; set trainer.devices to that"
+            )
         self.seed = state["seed"]
         self.pool.load_state_dict(state["pool"])
         self.objective.load_state_dict(state["objective"])

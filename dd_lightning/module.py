@@ -26,7 +26,7 @@ from dd_lightning.sets.storage import Storage
 from dd_lightning.sets.synthetic import ImageSpace, LabelKind, SyntheticSet
 from dd_lightning.trainer.checkpoints import SavedModule, check_format, reopen_epoch
 from dd_lightning.trainer.endings import Endings
-from dd_lightning.trainer.run import TrainerProcess, attached_data, check_trainer, log_step, pool_setup, share_version
+from dd_lightning.trainer.run import attached_data, check_trainer, log_step, pool_setup, share_version, sum_gradients
 from dd_lightning.trainer.settings import as_plain, check_same_run, from_plain, run_settings
 
 
@@ -58,6 +58,7 @@ class DistillationModule(SavedModule):
         image_steps: ``per_class`` takes the one step equal to a reference's step for each class (IDC, DREAM).
         image_optimizer: ``sgd``, as in the references; or ``adam`` for the images, which ignores ``momentum``.
         equal_norm: Scale each image gradient to the running mean of its norm: a large loss is then no larger step.
+        processes: Several ones ``shard`` each step; or each takes its own, and the ``average`` gradient moves S.
         inner_loop: Steps of an outer iteration, 100 in IDC and DREAM; curves are also logged against these.
         clamp: Clamp the images to valid pixels at the start of each outer iteration (IDC, DREAM).
         student_lr_floor: Least student learning rate; null is no floor, as in MTT.
@@ -96,6 +97,7 @@ class DistillationModule(SavedModule):
         image_steps: Literal["joint", "per_class"] = "joint",
         image_optimizer: Literal["sgd", "adam"] = "sgd",
         equal_norm: bool = False,
+        processes: Literal["shard", "average"] = "shard",
         inner_loop: int | None = None,
         clamp: bool = False,
         student_lr_floor: float | None = None,
@@ -168,6 +170,7 @@ class DistillationModule(SavedModule):
         groups, own = self.trainer.optimizers[0].param_groups, self.configure_optimizers().param_groups
         for group, wanted in zip(groups, own, strict=True):
             group["lr"] = wanted["lr"]  # a checkpoint brings those of before
+        sum_gradients(self.trainer, self.distillation)
         self.objective.prepare(self.problem, self.trainer.max_steps, rank_zero_info)
         self.distillation.cost.start()
 
@@ -178,11 +181,8 @@ class DistillationModule(SavedModule):
         scored = run.take()
         self.log("loss", scored.loss, prog_bar=True, logger=False)
         log_step(self.trainer, run, scored)
-        self._skipped = TrainerProcess(self.trainer).any(run.skips(scored))
-        if not self._skipped:
-            return run.loss(scored)
-        # without effect on S, and not None, which Lightning refuses under several processes
-        return torch.stack([p.sum() for p in self.synthetic_set.parameters() if p.requires_grad]).sum() * 0
+        self._skipped = run.skips(scored)
+        return run.no_loss() if self._skipped else run.loss(scored)
 
     def validation_step(self, batch: int, batch_idx: int) -> None:
         """Return what the Trainer's evaluations have measured of S."""
@@ -200,7 +200,7 @@ class DistillationModule(SavedModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let only finite gradients move S."""
-        if self._skipped or TrainerProcess(self.trainer).any(not self.distillation.adjust_gradients()):
+        if self._skipped or not self.distillation.adjust_gradients():
             self.distillation.skipped_steps += 1
             optimizer.zero_grad()
 

@@ -127,9 +127,9 @@ def test_pretraining_and_clustering_are_not_repeated(tmp_path: Path, monkeypatch
     clustered: list[int] = []
     born, class_representatives = NetworkPool._born, sampling.class_representatives
 
-    def noted_born(pool: NetworkPool, index: int, seed: int, births: int, limit: float) -> Any:  # noqa: ANN401
+    def noted_born(pool: NetworkPool, index: int, seed: int, births: int, *given: Any) -> Any:  # noqa: ANN401
         networks.append((index, births))
-        return born(pool, index, seed, births, limit)
+        return born(pool, index, seed, births, *given)
 
     def noted_representatives(real: RealSet, count: int, *given: Any) -> list[Tensor]:  # noqa: ANN401
         clustered.append(count)

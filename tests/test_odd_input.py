@@ -452,7 +452,7 @@ def run(
         trainer = small.fit(folder, distilled, points, *callbacks, datamodule=data, steps=2)
         assert points.last().step == 2
         assert points.random_real is not None
-        assert len(points.random_real.accuracies) == 2
+        assert len(points.random_real.accuracies) == 5
         return trainer.global_step
 
     return fit
@@ -559,7 +559,11 @@ PYTHON: list[Case] = [
     ("ipc in words", objective_of("mtt", ipc="10"), Refused("ipc is '10'; it must be a number")),
     ("selection of several live networks", run(callbacks=[dd.TrajectorySelectionCallback(3)]), 2),
     ("network by name", accuracies(num_networks=2), 2),
-    ("recipe by name", accuracies(recipe="ncc"), Refused("unknown evaluation recipe 'ncc'; choose one of idc, mtt")),
+    (
+        "recipe by name",
+        accuracies(recipe="ncc"),
+        Refused("unknown evaluation recipe 'ncc'; choose one of ddranking, dm,"),
+    ),
     ("no networks", accuracies(num_networks=0), Refused("num_networks is 0; it must be at least 1")),
 ]
 CASES = ITEMS + PICTURES + SETS + PYTHON

@@ -42,7 +42,7 @@ def test_commands_parse(words: list[str], monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit) as stop:
         main([*words, "--print_config"])
     assert stop.value.code == 0
-    assert ("model:" if words[0] == "fit" else "data:") in capsys.readouterr().out
+    assert {"fit": "model:", "report": "runs:"}.get(words[0], "data:") in capsys.readouterr().out
 
 
 def test_ci_finds_the_test_command() -> None:

@@ -50,6 +50,14 @@ def test_damaged_files_are_read_or_refused(store: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 @needs_fork
+def test_runs_of_which_a_rank_is_killed_end_and_learn_the_same(tmp_path: Path) -> None:
+    figures = run(tmp_path, "ranks", "--kills", "3")
+    assert figures["kills"] >= 3
+    assert figures["equal"] == figures["runs"] >= len(figures["configuration"]) == 3
+
+
+@pytest.mark.slow
+@needs_fork
 def test_killed_runs_learn_the_same(tmp_path: Path) -> None:
     figures = run(tmp_path, "kills", "--kills", "18")
     assert sum(figures["killed in"].values()) == figures["kills"] >= 18

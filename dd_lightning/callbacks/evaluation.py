@@ -19,12 +19,15 @@ from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.real import RealSet
-from dd_lightning.trainer.run import log_scalars, monitors, run_folder
+from dd_lightning.trainer.run import log_scalars, monitors, process_of, run_folder
 from dd_lightning.training.evaluation import Evaluation, EvaluationRecipe, get_recipe
 from dd_lightning.training.parallel_networks import check_batches
 from dd_lightning.training.progress import epoch_bar
 
 Split = Literal["test", "val"]
+
+DRAWS = 5
+"""The fewest draws of random real images that a set is compared with: one differs from another by several points."""
 
 REMEDY = "set smaller evaluation.num_networks, or smaller evaluation.networks"
 """What a person can do where an evaluation needs more memory than there is."""
@@ -58,7 +61,8 @@ class EvalCallback(RunCallback):
         augmentation: DSA strategy, if other than the protocol's; "none" switches it off.
         split: Held-out data to test on: ``test``, or ``val`` where the data has a ``val_fraction``.
         compare_random: At the end, evaluate the same number of random real images by the same recipe and learning
-            rate.
+            rate: ``num_networks`` draws of them, at least 5, by one network each. So the deviation of ``random_real``
+            is over draws and networks. The curve's step 0, if ``init`` is ``real``, is one more draw.
         execution: How the networks are computed, if other than the run (``model.execution``).
         name: Tells this evaluation's curves, file and state from those of another one of the Trainer. Null is made of
             ``networks``, ``recipe`` and ``split`` where they are not the default.
@@ -106,6 +110,7 @@ class EvalCallback(RunCallback):
         self.split: Split = split
         self.compare_random = compare_random
         self._counted = num_networks_intermediate is not None
+        self._draws = max(num_networks, DRAWS)
         self._networks: list[FunctionalNetwork] = []
         self._held_out: RealSet | None = None
         self._evaluations: dict[str, Evaluation] = {}
@@ -230,11 +235,12 @@ class EvalCallback(RunCallback):
         self._evaluate_last(module)  # unless that is done: a run may end before its epoch does
         if self.compare_random:
             # as many as are stored, or there are: what a budget of that many whole images is worth
-            real, draws = module.problem.real, step_generator(module.distillation.seed, 0, "random-real")
-            rows = real.sample_per_class(module.storage.ipc, draws)
+            real, seed = module.problem.real, module.distillation.seed
+            draws = [step_generator(seed, draw, "random-real") for draw in range(self._draws)]
+            rows = torch.stack([real.sample_per_class(module.storage.ipc, draw) for draw in draws])
             given = module, self._networks[0], real.images[rows], real.labels[rows], "random real images"
             try:
-                self.random_real = self._train_and_test(*given, self.num_networks)
+                self.random_real = self._train_and_test(*given, self._draws)
             except DistillationError as error:  # the run has its result
                 rank_zero_warn(f"there is no comparison with random real images: {error}")
         if self is _evaluations(trainer)[0]:
@@ -319,7 +325,8 @@ class EvalCallback(RunCallback):
                     self.recipe,
                     self.execution or module.execution,
                     trainer.max_steps // self.every_n_steps + 1,
-                    (self.num_networks_intermediate, self.num_networks),
+                    (self.num_networks_intermediate, self.num_networks, *[self._draws] * self.compare_random),
+                    process_of(trainer),
                 )
             evaluation = self._evaluations[network.name]
             result = evaluation(images, targets, run.student_lr, count, run.seed, on_epoch)

@@ -124,7 +124,7 @@ class TrajectorySelectionCallback(RunCallback):
         if stage != "fit":
             return
         module = as_distillation(pl_module)
-        self._check(module, trainer.world_size)
+        self._check(module, 1 if module.distillation.shared else trainer.world_size)
         keeps = self.refresh_per_step is not None
         options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         options["class"] = type(self).__name__
@@ -133,11 +133,12 @@ class TrajectorySelectionCallback(RunCallback):
 
     def _check(self, module: DistillationModule, processes: int) -> None:
         """Refuse what pool or objective cannot do."""
-        if self.refresh_per_step is not None and processes > 1:
-            raise InputError(
-                f"refresh_per_step is {self.refresh_per_step}, but trainer runs {processes} processes: each would keep "
-                "its own candidates, and only one's are saved; set trainer.devices: 1, or refresh_per_step: null"
-            )
+        for name, alone in (("refresh_per_step", None), ("every_n_steps", 1)):
+            if (value := getattr(self, name)) != alone and processes > 1:
+                raise InputError(
+                    f"{name} is {value}, but processes is 'average': each of {processes} would keep its own "
+                    "candidates, and only one's are saved; set processes: shard"
+                )
         objective = module.objective
         if self.score_steps is not None:
             if objective.inner_steps is None:

@@ -1,1 +1,1 @@
-"""The command line: ``dd-lightning fit | experts | evaluate``."""
+"""The command line: ``dd-lightning fit | experts | evaluate | report``."""

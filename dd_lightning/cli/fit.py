@@ -21,8 +21,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dd_lightning.callbacks import EvalCallback, StepProgressBar, SyntheticSetWriter, TrajectorySelectionCallback
 from dd_lightning.cli.errors import blame_paths
 from dd_lightning.cli.parser import OneLineParser
-from dd_lightning.cli.report import closing_table, show, summary
 from dd_lightning.cli.runs import checkpoint_path, run_folder
+from dd_lightning.cli.summary import closing_table, show, summary
 from dd_lightning.datamodules import DistillationDataModule
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule

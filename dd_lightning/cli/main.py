@@ -5,17 +5,20 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dd_lightning.cli.commands import evaluate, experts
+from dd_lightning.cli.commands import experts
 from dd_lightning.cli.convert import export_command, import_command
 from dd_lightning.cli.errors import one_line_errors, stop
+from dd_lightning.cli.evaluate import evaluate
 from dd_lightning.cli.fit import fit
 from dd_lightning.cli.parser import suggestion
+from dd_lightning.cli.report.build import report_command
 from dd_lightning.version import __version__
 
 COMMANDS = {
     "fit": fit,
     "experts": experts,
     "evaluate": evaluate,
+    "report": report_command,
     "export": export_command,
     "import": import_command,
 }
@@ -29,6 +32,7 @@ commands:
   fit        distill a dataset: train missing experts, distill, evaluate, write the run's folder
   experts    train and store expert trajectories
   evaluate   train fresh networks on a distilled set and test them on real data
+  report     compare finished runs: accuracy against what it cost, and the paper's tables
   export     write a distilled set in the format of another project
   import     read a distilled set of another project
 

@@ -22,7 +22,11 @@ def run_folder(runs: str, name: str) -> Path:
         raise InputError("--runs is ''; give the folder of all runs")
     if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
         raise InputError(f"--name is {name!r}; give a name, which becomes a folder below --runs")
-    folder = Path(runs) / name
+    return writable(Path(runs) / name, "run folder", "--runs")
+
+
+def writable(folder: Path, what: str, option: str) -> Path:
+    """Make a folder, and fail now rather than after hours if it cannot be written: with an `InputError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
@@ -30,7 +34,7 @@ def run_folder(runs: str, name: str) -> Path:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"the run folder {folder.resolve()} cannot be written ({error.strerror}); choose another with --runs"
+            f"the {what} {folder.resolve()} cannot be written ({error.strerror}); choose another with {option}"
         ) from error
     return folder
 

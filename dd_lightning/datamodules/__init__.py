@@ -6,7 +6,7 @@ from dd_lightning.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
 from dd_lightning.datamodules.dataset import DatasetDataModule
 from dd_lightning.datamodules.digits import DigitsDataModule
 from dd_lightning.datamodules.foreign import import_set
-from dd_lightning.datamodules.held_out import evaluation_data
+from dd_lightning.datamodules.held_out import evaluation_data, training_data
 from dd_lightning.datamodules.image_folder import ImageFolderDataModule
 from dd_lightning.datamodules.mnist import FashionMNISTDataModule, MNISTDataModule
 from dd_lightning.datamodules.steps import StepLoader
@@ -28,4 +28,5 @@ __all__ = [
     "datamodule_by_name",
     "evaluation_data",
     "import_set",
+    "training_data",
 ]

@@ -47,8 +47,25 @@ def evaluation_data(file: SyntheticFile, data: DistillationDataModule) -> tuple[
         )
     if unfitted:
         file = replace(file, space=data.space)
-    test, images = data.test, data.test.images
-    labels = renumbered(test.labels, data.class_names, file.class_names, data.name, "the set")
+    return file, _as_set(file, data, data.test, complete=False)
+
+
+def training_data(file: SyntheticFile, data: DistillationDataModule) -> RealSet:
+    """Return the training images that a set may have been distilled from, in its color space and order of classes.
+
+    Args:
+        file: The set, as :func:`evaluation_data` returned it.
+        data: The data that were given there.
+
+    Raises:
+        InputError: If the data lack a class.
+    """
+    return _as_set(file, data, data.train, complete=True)
+
+
+def _as_set(file: SyntheticFile, data: DistillationDataModule, real: RealSet, complete: bool) -> RealSet:
+    images = real.images
+    labels = renumbered(real.labels, data.class_names, file.class_names, data.name, "the set")
     if not same_space(file.space, data.space):
         images = file.space.encode(data.space.decode(images))
-    return file, RealSet(images, labels, data.num_classes, complete=False)
+    return RealSet(images, labels, data.num_classes, complete=complete)

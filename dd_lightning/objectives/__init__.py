@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 from typing import Literal
 
 from dd_lightning.functional.errors import InputError, check_choice
-from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload
+from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload, check_method
 from dd_lightning.objectives.bidirectional_matching import BidirectionalMatching
 from dd_lightning.objectives.distribution_matching import DistributionMatching
 from dd_lightning.objectives.gradient_matching import GradientMatching
@@ -52,5 +52,6 @@ __all__ = [
     "ScoredCandidate",
     "TrajectoryMatching",
     "Workload",
+    "check_method",
     "make_objective",
 ]

@@ -1,8 +1,9 @@
 """What every matching objective offers: score candidates cheaply, then make the winner's loss differentiable."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,11 +12,14 @@ from torch.autograd.function import once_differentiable
 
 from dd_lightning.execution.memory import MemoryEstimate, MemoryPart
 from dd_lightning.execution.options import Execution
+from dd_lightning.execution.process import Process, SingleProcess
+from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.pools.base import Candidate, CandidatePool
+from dd_lightning.sets.optimizer import SyntheticOptimizer
 from dd_lightning.sets.real import RealSet
-from dd_lightning.sets.synthetic import SyntheticSet
+from dd_lightning.sets.synthetic import LabelKind, SyntheticSet
 
 Learnable = Literal["student_lr", "labels"]
 
@@ -28,11 +32,13 @@ class Problem:
         synthetic: S, with gradients required of what is learned.
         real: T.
         network: The architecture of students and candidates.
+        process: This process among those that share each step.
     """
 
     synthetic: SyntheticSet
     real: RealSet
     network: FunctionalNetwork
+    process: Process = SingleProcess()  # noqa: RUF009  (it has no state)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class ScoredCandidate:
         work: Whatever scoring computed that the gradient can reuse.
         terms: The parts that the loss is the sum of, if it has several: scalars, logged by name.
         skip: Leave S unchanged if this candidate is selected.
+        owner: The process whose gradient counts, alone; None if each process has a part of it.
     """
 
     candidate: Candidate
@@ -81,6 +88,7 @@ class ScoredCandidate:
     work: Any
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     skip: bool = False
+    owner: int | None = 0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -177,6 +185,9 @@ class MatchingObjective(ABC):
             steps: Score by the first so many of the ``inner_steps``; None is all of them.
             resume: Scores of the same candidates by fewer steps, to go on from.
             with_gradient: Every candidate's gradient will be needed, so it may be computed now.
+
+        Several processes (``problem.process``) make the same call. Each returns all losses, and may compute a share:
+        :func:`share_candidates`. What ignores them is computed everywhere, and counts once.
         """
 
     @abstractmethod
@@ -190,6 +201,89 @@ class MatchingObjective(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; an empty one is that of a new run."""
         del state
+
+
+def check_method(
+    objective: MatchingObjective,
+    pool: CandidatePool,
+    optimizer: SyntheticOptimizer,
+    labels: LabelKind,
+    averaged: int = 1,
+) -> None:
+    """Check that the pool gives what the objective learns from, and that there is a gradient by all that is learned.
+
+    Args:
+        objective: What is matched.
+        pool: Where candidates come from.
+        optimizer: How S moves.
+        labels: Kind of its labels.
+        averaged: Processes that each take steps of their own.
+
+    Raises:
+        InputError: If not.
+    """
+    name = type(objective).__name__
+    if not isinstance(pool, CandidatePool):
+        raise InputError(f"pool is {pool!r}; give a {type(objective.default_pool()).__name__}, or null for the default")
+    if not issubclass(pool.candidate_type, objective.candidate_type):
+        raise InputError(
+            f"{name} learns from {objective.candidate_type.__name__}, but {type(pool).__name__} gives "
+            f"{pool.candidate_type.__name__}; use {type(objective.default_pool()).__name__}"
+        )
+    if optimizer.label_lr > 0 and labels == "hard":
+        raise InputError(f"label_lr is {optimizer.label_lr:g}, but labels is 'hard'; set labels: soft, or label_lr: 0")
+    if optimizer.label_lr > 0 and "labels" not in objective.learnable:
+        raise InputError(
+            f"label_lr is {optimizer.label_lr:g}, but {name} has no gradient by the labels; set label_lr: 0 to "
+            "keep them fixed"
+        )
+    if averaged > 1 and (refresh := getattr(pool, "refresh", "none")) not in ("redraw", "none"):
+        raise InputError(
+            f"processes is 'average', but pool.refresh is {refresh!r}: each process would have a pool of its own, and "
+            "only one is saved; set processes: shard"
+        )
+
+
+def share_candidates(
+    problem: Problem,
+    candidates: Sequence[Candidate],
+    draw: Any,  # noqa: ANN401
+    resume: Sequence[ScoredCandidate] | None,
+    score: Callable[[Sequence[int]], list[ScoredCandidate]],
+) -> list[ScoredCandidate]:
+    """Score a share of the candidates in this process, and learn the losses of the others from the other ones.
+
+    Args:
+        problem: S, T, the network, and the process.
+        candidates: All of them.
+        draw: The step's draws.
+        resume: Scores to go on from, each where it was begun.
+        score: Scores the candidates of some places.
+    """
+    process = problem.process
+    if process.size == 1:
+        return score(range(len(candidates)))
+    if resume is None:
+        warn_of_idle(process, len(candidates), "candidates")
+    places = range(len(candidates))
+    owners = [place % process.size if resume is None else resume[place].owner for place in places]
+    own = [place for place in places if owners[place] == process.rank]
+    scored = dict(zip(own, score(own) if own else [], strict=True))
+    known = candidates[0].theta.new_zeros(2, len(candidates))
+    for place, each in scored.items():
+        known[0, place], known[1, place] = each.loss, each.skip
+    losses, skips = process.sum(known)
+    theirs = (ScoredCandidate(candidates[p], losses[p], draw, None, skip=bool(skips[p])) for p in places)
+    return [replace(scored.get(place, other), owner=owners[place]) for place, other in enumerate(theirs)]
+
+
+def warn_of_idle(process: Process, parts: int, what: str) -> None:
+    """Say that there are more processes than parts of a step; Python shows a warning from one place once."""
+    if process.rank == 0 and process.size > parts:
+        warnings.warn(
+            f"{process.size} processes share the {parts} {what} of a step: {process.size - parts} of them are idle",
+            stacklevel=2,
+        )
 
 
 def known_loss(

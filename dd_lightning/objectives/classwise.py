@@ -15,7 +15,7 @@ from dd_lightning.functional.errors import check_range
 from dd_lightning.functional.policies import AugmentationPolicy, PolicyName, augment_in_turn
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload, known_loss
+from dd_lightning.objectives.base import MatchingObjective, Problem, ScoredCandidate, Workload, known_loss, warn_of_idle
 from dd_lightning.objectives.class_statistics import ClassBatch, ClassMatching, Statistics, Terms, check_class
 from dd_lightning.pools import Candidate, NetworkPool
 from dd_lightning.sets.class_batches import RepresentativeBatches, shuffled_class_batches
@@ -29,7 +29,7 @@ class ClasswiseDraw(NamedTuple):
 
     Attributes:
         images: The decoded synthetic set, without a graph.
-        classes: One batch for each class.
+        classes: One batch for each class; of several processes, each has every n-th one.
     """
 
     images: Tensor
@@ -120,7 +120,7 @@ class ClasswiseMatching(MatchingObjective):
 
     def draw(self, problem: Problem, reference: Callable[[], Candidate], context: StepContext) -> ClasswiseDraw:
         """Draw each class's real images, synthetic images and augmentation."""
-        synthetic, real = problem.synthetic, problem.real
+        synthetic, real, process = problem.synthetic, problem.real, problem.process
         if self._representatives is None:
             batches = shuffled_class_batches(real, self.batch_real, context)
         else:
@@ -128,7 +128,9 @@ class ClasswiseMatching(MatchingObjective):
                 cache(lambda: reference().theta),
                 self._matching_of(problem.network),
             )  # loaded once, if due
-            batches = self._representatives.batches(real, lambda images: matching.features(theta(), images), context)
+            batches = self._representatives.batches(
+                real, lambda images: matching.features(theta(), images), context, process
+            )
         images, targets = synthetic.decoded().detach(), synthetic.decoded_targets().detach()
         per_class = synthetic.decoded_size // real.num_classes
         tiles, augment = context.generator("tiles"), context.generator("augment")
@@ -139,8 +141,9 @@ class ClasswiseMatching(MatchingObjective):
                 own = torch.randperm(per_class, generator=tiles)[: self.batch_syn]
             own = (own + label * per_class).to(images.device)
             draw = self._augmentation.draw(augment, len(rows), real.image_shape[-2:], siamese=True)
-            augmented = augment_in_turn(real.images[rows], draw)
-            classes.append(ClassBatch(augmented, real.labels[rows], own, targets[own], draw))
+            if label % process.size == process.rank:
+                augmented = augment_in_turn(real.images[rows], draw)
+                classes.append(ClassBatch(augmented, real.labels[rows], own, targets[own], draw))
         return ClasswiseDraw(images, tuple(classes))
 
     def score(
@@ -162,17 +165,19 @@ class ClasswiseMatching(MatchingObjective):
         matching, scored = self._matching_of(problem.network), []
         for candidate in candidates:
             gradient, prepared = torch.zeros_like(draw.images) if with_gradient else None, []
-            terms: dict[str, Tensor] = {}
+            parts: list[Terms] = []
             for batch in draw.classes:
                 if gradient is not None:
                     gradient[batch.rows], of_class = matching.matched(candidate.theta, draw.images, batch)
                 else:
                     a, of_class = matching.compared(candidate.theta, draw.images, batch)
                     prepared.append(a)
-                terms = {name: terms[name] + part if terms else part for name, part in of_class.items()}
+                parts.append(of_class)
+            terms = _summed(parts, problem)
             loss = torch.stack(list(terms.values())).sum()
             work = prepared if gradient is None else gradient
-            scored.append(ScoredCandidate(candidate, loss, draw, work, terms if len(terms) > 1 else {}))
+            several = terms if len(terms) > 1 else {}
+            scored.append(ScoredCandidate(candidate, loss, draw, work, several, owner=None))
         return scored
 
     def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
@@ -201,3 +206,21 @@ class ClasswiseMatching(MatchingObjective):
     def _computed(self, network: FunctionalNetwork, execution: Execution) -> ClassMatching:
         how = self.execution or execution
         return ClassMatching(network, how, self.statistics, self.terms, self._batch_real, self.batch_syn)
+
+
+def _summed(parts: list[Terms], problem: Problem) -> dict[str, Tensor]:
+    """Return the sum of each part of the loss over all classes, in their order, whichever process has computed them."""
+    process, classes = problem.process, problem.real.num_classes
+    if process.size > 1:
+        names = list(parts[0]) if parts else []
+        warn_of_idle(process, classes, "classes")
+        if process.size > classes:
+            names = process.broadcast(names)
+        every = problem.synthetic.images.new_zeros(classes, len(names))
+        for label, of_class in zip(range(process.rank, classes, process.size), parts, strict=True):
+            every[label] = torch.stack([of_class[name] for name in names])
+        parts = [dict(zip(names, row, strict=True)) for row in process.sum(every)]
+    terms: dict[str, Tensor] = {}
+    for of_class in parts:
+        terms = {name: terms[name] + part if terms else part for name, part in of_class.items()}
+    return terms

@@ -25,6 +25,7 @@ from dd_lightning.objectives.base import (
     ScoredCandidate,
     Workload,
     known_loss,
+    share_candidates,
 )
 from dd_lightning.objectives.student import Student
 from dd_lightning.pools import Candidate, TrajectoryPool, TrajectorySegment
@@ -108,15 +109,20 @@ class TrajectoryMatching(MatchingObjective):
     ) -> list[ScoredCandidate]:
         """Run students forward on the same augmented batches; their paths serve the adjoint of the winner."""
         del with_gradient
-        begun = [[c.start] for c in candidates] if resume is None else [scored.work for scored in resume]
-        taken = draw[len(begun[0]) - 1 : steps]
-        further = self._student_of(problem.network).unroll(problem.synthetic, [path[-1] for path in begun], taken)
-        scored = []
-        for candidate, first, path in zip(candidates, begun, further, strict=True):
-            loss = trajectory_loss(path[-1], candidate.start, candidate.target)
-            skip = self.loss_threshold is not None and float(loss) > self.loss_threshold
-            scored.append(ScoredCandidate(candidate, loss, draw, [*first[:-1], *path], skip=skip))
-        return scored
+
+        def score(places: Sequence[int]) -> list[ScoredCandidate]:
+            own = [candidates[place] for place in places]
+            begun = [[c.start] for c in own] if resume is None else [resume[place].work for place in places]
+            taken = draw[len(begun[0]) - 1 : steps]
+            further = self._student_of(problem.network).unroll(problem.synthetic, [path[-1] for path in begun], taken)
+            scored = []
+            for candidate, first, path in zip(own, begun, further, strict=True):
+                loss = trajectory_loss(path[-1], candidate.start, candidate.target)
+                skip = self.loss_threshold is not None and float(loss) > self.loss_threshold
+                scored.append(ScoredCandidate(candidate, loss, draw, [*first[:-1], *path], skip=skip))
+            return scored
+
+        return share_candidates(problem, candidates, draw, resume, score)
 
     def loss(self, problem: Problem, scored: ScoredCandidate) -> Tensor:
         """Return the scored loss; its backward is the adjoint of the student's path."""

@@ -5,8 +5,6 @@ from dd_lightning.pools.base import (
     CandidateKey,
     CandidatePool,
     PoolSetup,
-    Process,
-    SingleProcess,
     teacher_logits,
 )
 from dd_lightning.pools.network_pool import LiveNetwork, NetworkPool
@@ -19,8 +17,6 @@ __all__ = [
     "LiveNetwork",
     "NetworkPool",
     "PoolSetup",
-    "Process",
-    "SingleProcess",
     "TrajectoryPool",
     "TrajectorySegment",
     "teacher_logits",

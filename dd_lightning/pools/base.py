@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dd_lightning.execution.options import Execution
+from dd_lightning.execution.process import Process, SingleProcess
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.random import StepContext
 from dd_lightning.networks import FunctionalNetwork
@@ -16,8 +17,6 @@ from dd_lightning.sets.real import RealSet
 
 CandidateKey = tuple[int, ...]
 """Which candidate of a pool; plain integers, so that a checkpoint can hold it."""
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -31,37 +30,6 @@ class Candidate:
 
     key: CandidateKey
     theta: Tensor
-
-
-class Process(Protocol):
-    """This process among those of a run."""
-
-    @property
-    def rank(self) -> int:
-        """Its number."""
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-
-    def barrier(self) -> None:
-        """Wait for the others."""
-
-    def broadcast(self, value: Value) -> Value:
-        """Return the value of process 0."""
-
-
-class SingleProcess:
-    """The only process of a run."""
-
-    rank, size = 0, 1
-
-    def barrier(self) -> None:
-        """Wait for nobody."""
-
-    def broadcast(self, value: Value) -> Value:
-        """Return the value."""
-        return value
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,6 @@ class NetworkPool(CandidatePool):
 
     def prepare(self, setup: PoolSetup) -> None:
         """Compile what is to be compiled; the networks are made when the first one is asked for, or loaded."""
-        if setup.process.size > 1:
-            raise InputError(
-                f"trainer runs {setup.process.size} processes, but each would train its own NetworkPool, and only one "
-                "is saved; set trainer.devices: 1"
-            )
         if setup.soft_labels:
             raise InputError(
                 "labels is 'soft' for logits of experts, but NetworkPool holds no trained experts to take them from; "
@@ -139,16 +134,25 @@ class NetworkPool(CandidatePool):
         return LiveNetwork((key[0], member.births), member.theta)
 
     def update(self, winner: CandidateKey, drawn: Sequence[CandidateKey], context: StepContext) -> None:
-        """Train the networks that the rule names, re-initializing those that are old."""
+        """Train the networks that the rule names, re-initializing those that are old.
+
+        Several processes share the networks, and tell each other what has become of them.
+        """
         everyone: list[CandidateKey] = [(place,) for place in range(len(self))]
-        chosen = {"winner": [winner], "candidates": drawn, "all": everyone, "none": []}
-        for place, *_ in chosen[self.refresh]:
-            member = self._members[place]
+        chosen = {"winner": [winner], "candidates": drawn, "all": everyone, "none": []}[self.refresh]
+        process = self._ready[0].process
+        owners = [number % process.size for number in range(len(chosen))]
+        for (place, *_), owner in zip(chosen, owners, strict=True):
+            member, here = self._members[place], owner == process.rank
             if member.age + 1 >= member.limit:
-                self._members[place] = self._born(place, context.seed, member.births + 1, self._limit)
+                self._members[place] = self._born(place, context.seed, member.births + 1, self._limit, here)
             else:
-                self._train(member, self._next_batches(context.seed))
+                batches = list(self._next_batches(context.seed))
+                if here:
+                    self._train(member, batches)
                 member.age += 1
+        for (place, *_), owner in zip(chosen, owners, strict=True):
+            self._tell(self._members[place], owner)
 
     def networks(self) -> Iterator[Tensor]:
         """Yield the networks' parameters, [P]."""
@@ -194,20 +198,35 @@ class NetworkPool(CandidatePool):
 
     def _populate(self, seed: int) -> None:
         """Make what the first generation lacks: all of it, unless it was made already or came from a checkpoint."""
-        for index in range(len(self._members), len(self)):
+        process, missing = self._ready[0].process, range(len(self._members), len(self))
+        for index in missing:
             # Limits of a first generation of N: 1/N, 2/N, ... of the age limit.
-            self._members.append(self._born(index, seed, 0, self._limit * (index + 1) / len(self)))
+            limit = self._limit * (index + 1) / len(self)
+            self._members.append(self._born(index, seed, 0, limit, index % process.size == process.rank))
+        for index in missing:
+            self._tell(self._members[index], index % process.size)
 
-    def _born(self, index: int, seed: int, births: int, limit: float) -> _Member:
+    def _tell(self, member: _Member, owner: int) -> None:
+        """Give all processes the network that one of them has trained."""
+        process = self._ready[0].process
+        if process.size > 1:
+            member.theta = process.broadcast(member.theta, owner)
+            if process.broadcast(member.momentum is not None, owner):
+                buffer = torch.zeros_like(member.theta) if member.momentum is None else member.momentum
+                member.momentum = process.broadcast(buffer, owner)
+
+    def _born(self, index: int, seed: int, births: int, limit: float, here: bool) -> _Member:
+        """Make a network; it is pretrained ``here``, or by another process."""
         setup, _ = self._ready
         real = setup.real
         initial = step_generator(seed, births, f"network-{index}/initial").initial_seed()
         member = _Member(setup.network.initial(initial).to(real.images.device), None, 0, limit, births)
         draws, size = step_generator(seed, births, f"network-{index}/pretrain"), self.recipe.batch_size
         batches = ((rows, draws) for _ in range(self.pretrain_epochs) for rows in real.shuffled_batches(size, draws))
-        shown = self.pretrain_epochs > 0 and setup.progress_bar
+        if not here or self.pretrain_epochs == 0:
+            return member
         steps = self.pretrain_epochs * -(-len(real) // size)
-        with epoch_bar(f"pretraining network {index + 1} of {len(self)}", steps, shown) as on_step:
+        with epoch_bar(f"pretraining network {index + 1} of {len(self)}", steps, setup.progress_bar) as on_step:
             self._train(member, batches, on_step)
         return member
 

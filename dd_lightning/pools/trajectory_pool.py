@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dd_lightning.execution.options import Execution
+from dd_lightning.execution.process import holds_anywhere
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import StepContext
 from dd_lightning.pools.base import Candidate, CandidateKey, CandidatePool, PoolSetup, drawn_apart
@@ -161,6 +162,11 @@ class TrajectoryPool(CandidatePool):
             setup.process.barrier()
             self._seconds = time.perf_counter() - started
         self._experts = self.store.ids()[:size]
+        if holds_anywhere(setup.process, len(self._experts) < size):
+            raise InputError(
+                f"path is {self.path!r}, where not every process sees {size} experts (this one: {len(self._experts)}); "
+                "give a folder that all of them share"
+            )
 
     def _without_damaged(self, size: int) -> list[int] | None:
         """Return the experts whose rows can all be read; None if none of the first ``size`` is damaged."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dd_lightning.execution.process import Process, SingleProcess
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.kmeans import representatives
 from dd_lightning.functional.random import StepContext, step_generator
@@ -14,6 +15,7 @@ from dd_lightning.sets.real import RealSet
 Features = Callable[[Tensor], Tensor]
 """images [n, ch, H, W] -> features [n, F]."""
 
+_ALONE = SingleProcess()
 _FEATURE_BATCH = 1000  # images per forward pass when features are computed: bounds memory, leaves the result alone
 
 
@@ -33,7 +35,12 @@ def shuffled_class_batches(real: RealSet, size: int, context: StepContext) -> li
 
 
 def class_representatives(
-    real: RealSet, count: int, features: Features, generator: torch.Generator, per_cluster: int = 1
+    real: RealSet,
+    count: int,
+    features: Features,
+    generator: torch.Generator,
+    per_cluster: int = 1,
+    process: Process = _ALONE,
 ) -> list[Tensor]:
     """Return the indices [count] of images of every class, the nearest to the centroids of k-means (DREAM).
 
@@ -48,15 +55,21 @@ def class_representatives(
         features: The space in which to cluster.
         generator: Draws the start.
         per_cluster: Images taken from each cluster.
+        process: One of several that share the classes.
     """
     chosen = []
     for label in range(real.num_classes):
         own = real.class_indices(label)
+        each = min(per_cluster, len(own))
+        clusters = min(count, len(own)) // each
+        if label % process.size != process.rank:
+            torch.randperm(len(own), generator=generator)  # k-means draws no more: the next class draws the same
+            chosen.append(own.new_zeros(clusters * each))
+            continue
         with torch.no_grad():
             points = torch.cat([features(real.images[part]) for part in own.split(_FEATURE_BATCH)])
-        each = min(per_cluster, len(own))
-        chosen.append(own[representatives(points, min(count, len(own)) // each, generator, each)])
-    return chosen
+        chosen.append(own[representatives(points, clusters, generator, each)])
+    return list(process.sum(torch.cat(chosen)).split([len(rows) for rows in chosen]))
 
 
 class RepresentativeBatches:
@@ -81,11 +94,13 @@ class RepresentativeBatches:
         self.size, self.interval, self.per_cluster = size, interval, per_cluster
         self._chosen: list[Tensor] | None = None
 
-    def batches(self, real: RealSet, features: Features, context: StepContext) -> list[Tensor]:
+    def batches(
+        self, real: RealSet, features: Features, context: StepContext, process: Process = _ALONE
+    ) -> list[Tensor]:
         """Return each class's indices [size], or fewer, for a step; features are called when it is time to choose."""
         if self._chosen is None or context.step % self.interval == 0:
             generator = context.generator("representatives")
-            self._chosen = class_representatives(real, self.size, features, generator, self.per_cluster)
+            self._chosen = class_representatives(real, self.size, features, generator, self.per_cluster, process)
         return [rows.to(real.images.device) for rows in self._chosen]
 
     def state_dict(self) -> dict[str, Any]:

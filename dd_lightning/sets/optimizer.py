@@ -21,6 +21,8 @@ class SyntheticOptimizer:
         momentum: Of the images' and the learning rate's SGD; 0.5 in the references.
         image_steps: ``joint`` or ``per_class``, see :func:`~dd_lightning.functional.distances.step_per_iteration`.
         equal_norm: Scale each step's image gradient to the running mean of its norm.
+        processes: ``shard``: several processes share the work of each step, which is that of one process. ``average``:
+            each takes a step of its own, with its own candidate and draws, and their mean gradient moves S.
         student_lr: Where the student's learning rate starts; 0.01 in MTT.
         student_lr_lr: Learning rate of the student's learning rate; 0 keeps it fixed.
         student_lr_floor: Least student learning rate; null is none, as in the reference.
@@ -36,6 +38,7 @@ class SyntheticOptimizer:
     momentum: float = 0.5
     image_steps: Literal["joint", "per_class"] = "joint"
     equal_norm: bool = False
+    processes: Literal["shard", "average"] = "shard"
     student_lr: float = 0.01
     student_lr_lr: float = 1e-7
     student_lr_floor: float | None = None
@@ -52,6 +55,12 @@ class SyntheticOptimizer:
         if self.image_optimizer == "adam" and self.image_steps == "per_class":
             raise InputError("image_steps is 'per_class', which is about SGD's momentum; use joint with Adam")
 
+    def require_gradients(self, synthetic: SyntheticSet, learnable: frozenset[str]) -> None:
+        """Require gradients of what moves, and of nothing else: DDP would wait for them."""
+        synthetic.student_lr.requires_grad_(self.student_lr_lr > 0 and "student_lr" in learnable)
+        if synthetic.label_kind == "soft":
+            synthetic.targets.requires_grad_(self.label_lr > 0)
+
     def build(self, synthetic: SyntheticSet, learnable: frozenset[str], num_classes: int) -> torch.optim.SGD:
         """Return the optimizer of S, and require gradients of what it moves.
 
@@ -63,14 +72,11 @@ class SyntheticOptimizer:
         if self.image_optimizer == "adam":
             momentum = 0.0
         groups: list[tuple[str, Tensor, float, float]] = [("images", synthetic.images, image_lr, momentum)]
-        learns_lr = self.student_lr_lr > 0 and "student_lr" in learnable
-        synthetic.student_lr.requires_grad_(learns_lr)
-        if learns_lr:
+        self.require_gradients(synthetic, learnable)
+        if synthetic.student_lr.requires_grad:
             groups.append(("student_lr", synthetic.student_lr, self.student_lr_lr, self.momentum))
-        if synthetic.label_kind == "soft":
-            synthetic.targets.requires_grad_(self.label_lr > 0)
-            if self.label_lr > 0:
-                groups.append(("labels", synthetic.targets, self.label_lr, self.label_momentum))
+        if synthetic.targets.requires_grad:
+            groups.append(("labels", synthetic.targets, self.label_lr, self.label_momentum))
         return torch.optim.SGD([{"name": n, "params": [p], "lr": rate, "momentum": m} for n, p, rate, m in groups])
 
 

@@ -11,9 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from dd_lightning.execution.process import holds_anywhere
 from dd_lightning.functional.errors import DistillationError, DivergenceError
 from dd_lightning.trainer.checkpoints import AtomicCheckpointIO
-from dd_lightning.trainer.run import TrainerProcess
+from dd_lightning.trainer.run import process_of
 
 _SAVES = getattr(signal, "SIGUSR1", None)  # what schedulers send before they stop a job; not on Windows
 
@@ -33,6 +34,7 @@ class Endings(Callback):
         self._handlers: dict[int, Any] = {}
         self._holds = False
         self._stop: signal.Signals | None = None
+        self._agreed = False
         self._save_asked = False
         self._first_step = 0
         self._trained = False
@@ -50,6 +52,7 @@ class Endings(Callback):
         """Take the signals over, in the main thread: the only one that may."""
         del pl_module
         self._first_step, self._stop, self._save_asked, self._trained = trainer.global_step, None, False, True
+        self._agreed = False
         self._holds = trainer.world_size > 1  # several processes stop after the same step
         if threading.current_thread() is not threading.main_thread():
             return
@@ -74,11 +77,12 @@ class Endings(Callback):
         """Do what a signal has asked for meanwhile."""
         del pl_module, outputs, batch, batch_idx
         self._holds = trainer.world_size > 1
-        process = TrainerProcess(trainer)
-        if process.any(self._save_asked):
+        process = process_of(trainer)
+        if holds_anywhere(process, self._save_asked):
             self._save_asked = False
             rank_zero_info(f"SIGUSR1: step {trainer.global_step} is saved in {self.save(trainer)}; going on")
-        if process.any(self._stop is not None):
+        if holds_anywhere(process, self._stop is not None):
+            self._agreed = True
             self._raise()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,13 +98,16 @@ class Endings(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last finished step, and say how to go on."""
         del pl_module
-        self._restore_handlers()
-        agreed = trainer.world_size == 1 or self._stop is not None  # saving is a collective
-        if trainer.global_step > self._first_step and agreed and not isinstance(exception, DivergenceError):
+        self._holds = True
+        if trainer.global_step > self._first_step and not isinstance(exception, DivergenceError):
             try:
-                self.save(trainer)
+                if trainer.world_size == 1 or self._agreed:
+                    self.save(trainer)
+                elif trainer.is_global_zero:
+                    self._save_alone(trainer)
             except (OSError, DistillationError) as error:
                 rank_zero_info(f"step {trainer.global_step} is not saved: {error}")
+        self._restore_handlers()
         if self.last_checkpoint is None:  # it diverged, or the disk is full
             written = [path for writer in self._writers(trainer) for path in Path(str(writer.dirpath)).glob("*.ckpt")]
             self.last_checkpoint = max(written, key=lambda path: path.stat().st_mtime, default=None)
@@ -143,6 +150,15 @@ class Endings(Callback):
             path = Path(writer.best_model_path)
         self.last_checkpoint = path
         return path
+
+    def _save_alone(self, trainer: Trainer) -> None:
+        """Write a checkpoint without the other processes, of which one may be dead: all have the same state."""
+        if writers := self._writers(trainer):
+            path = Path(str(writers[0].dirpath)) / f"step={trainer.global_step}.ckpt"
+            if not path.exists():
+                content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+                trainer.strategy.checkpoint_io.save_checkpoint(content, path)
+            self.last_checkpoint = path
 
     @staticmethod
     def _writers(trainer: Trainer) -> list[ModelCheckpoint]:

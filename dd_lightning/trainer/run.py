@@ -2,26 +2,28 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.nn.parallel import DistributedDataParallel
 
 from dd_lightning.datamodules.base import DistillationDataModule
 from dd_lightning.distillation import Demand, Distillation
 from dd_lightning.execution.options import Execution
+from dd_lightning.execution.process import DistributedProcess, Process, SingleProcess, holds_anywhere
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import ScoredCandidate
 from dd_lightning.pools import PoolSetup
+from dd_lightning.version import __version__
 
 DEFAULT_STEPS = 2000
 """Distillation steps when the Trainer is given no ``max_steps``: the paper's number for trajectory matching."""
-
-Value = TypeVar("Value")
 
 
 def check_trainer(trainer: Trainer) -> Trainer:
@@ -67,6 +69,9 @@ def check_trainer(trainer: Trainer) -> Trainer:
             f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; it must be 1: one batch is one "
             "distillation step"
         )
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        name = type(trainer.strategy).__name__
+        raise InputError(f"trainer.strategy is {name}; it must be ddp for {trainer.world_size} processes")
     if trainer.max_steps == -1:
         trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
         rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
@@ -168,6 +173,7 @@ def pool_setup(
     continues: bool,
 ) -> PoolSetup:
     """Return what a run's pool is given before the first step of a fit."""
+    check_processes(process_of(trainer))
     data = attached_data(trainer)
     return PoolSetup(
         network,
@@ -182,7 +188,7 @@ def pool_setup(
         soft_labels=run.storage.labels == "soft",
         continues=continues,
         execution=execution,
-        process=TrainerProcess(trainer),
+        process=process_of(trainer),
         progress_bar=trainer.progress_bar_callback is not None,
     )
 
@@ -211,24 +217,30 @@ def log_step(trainer: Trainer, run: Distillation, scored: ScoredCandidate) -> No
             log_scalars(trainer, {"outer/loss": float(scored.loss)}, run.outer_iteration)
 
 
-class TrainerProcess:
-    """A Trainer's process, as pools know one (:class:`~dd_lightning.pools.Process`)."""
+def process_of(trainer: Trainer) -> Process:
+    """Return this process among those of the Trainer."""
+    return SingleProcess() if trainer.world_size == 1 else DistributedProcess(trainer.strategy.root_device)
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.rank, self.size = trainer.global_rank, trainer.world_size
-        self._strategy = trainer.strategy
 
-    def barrier(self) -> None:
-        """Wait for the others."""
-        self._strategy.barrier()
+def check_processes(process: Process) -> None:
+    """Refuse processes that run other code.
 
-    def broadcast(self, value: Value) -> Value:
-        """Return the value of process 0."""
-        return self._strategy.broadcast(value)
+    Raises:
+        InputError: If the versions of this package or of torch differ.
+    """
+    own = f"dd_lightning {__version__} with torch {torch.__version__}"
+    first = process.broadcast(own)
+    if holds_anywhere(process, own != first):
+        raise InputError(f"process {process.rank} runs {own}, process 0 {first}: install the same on all machines")
 
-    def any(self, condition: bool) -> bool:
-        """Tell whether a condition holds on any process."""
-        if self.size == 1:
-            return condition
-        flag = self._strategy.reduce(torch.tensor(float(condition), device=self._strategy.root_device), reduce_op="sum")
-        return bool(flag > 0)
+
+def sum_gradients(trainer: Trainer, run: Distillation) -> None:
+    """Let gradients be summed over processes that share a step: each has a part, or one has all and the others 0."""
+    if run.shared and isinstance(model := trainer.strategy.model, DistributedDataParallel):
+        model.register_comm_hook(None, _summed)
+
+
+def _summed(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+    del state
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dd_lightning.execution.options import Execution
+from dd_lightning.execution.process import Process, SingleProcess
 from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.random import step_generator
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec
@@ -71,6 +72,12 @@ class EvaluationRecipe(TrainingRecipe):
 
 RECIPES: dict[str, EvaluationRecipe] = {
     "mtt": EvaluationRecipe(),
+    # The same with a learning rate of its own: the defaults of main_DM.py (lr_net, epoch_eval_train, batch_train) and
+    # evaluate_synset of utils.py in https://github.com/VICO-UoE/DatasetCondensation at 306245d.
+    "dm": EvaluationRecipe(lr=0.01),
+    # DD-Ranking 0.2.0 (https://github.com/NUS-HPC-AI-Lab/DD-Ranking), as its leaderboard scores MTT, DSA and DM: a
+    # StepLR of 500 epochs, and a test every 10. Its result is the best of these tests, for us the best validation.
+    "ddranking": EvaluationRecipe(reset_momentum=False, validations=100),
     # The protocol of IDC for CIFAR: the defaults of argument.py, the schedule of train.py and the augmentation of
     # test.py in https://github.com/snu-mllab/Efficient-Dataset-Condensation at ceac95a. There is no cutout in it,
     # because CutMix is in its place.
@@ -170,6 +177,7 @@ def train_fresh_networks(
     on_epoch: Callable[[int], None] = lambda _: None,
     on_validation: Callable[[ParallelTraining], None] = lambda _: None,
     passes: Passes | None = None,
+    first: int = 0,
 ) -> ParallelTraining:
     """Train several networks from scratch, side by side, and return them.
 
@@ -177,13 +185,14 @@ def train_fresh_networks(
     its number alone.
 
     Args:
-        images: ``[n, ch, H, W]``; read only.
-        targets: Labels ``[n]`` or label logits ``[n, C]``.
+        images: ``[n, ch, H, W]``; read only. Or ``[K, n, ch, H, W]``: a set for each network.
+        targets: Labels ``[n]`` or label logits ``[n, C]``; or ``[K, ...]``.
         lr: Initial learning rate.
         network: The architecture.
         recipe: The protocol.
         num_networks: K.
         seed: Seed of all draws.
+        first: Number of the first network; those before it have been trained.
         on_epoch: Called with the number of epochs done after each one.
         on_validation: Called after each of the recipe's ``validation_epochs``; training goes on in the same memory.
         passes: How gradients are computed; None is :func:`evaluation_passes`.
@@ -196,10 +205,15 @@ def train_fresh_networks(
             f"the evaluation's learning rate is {lr:g}, but SGD needs a positive one: the learned rate has diverged; "
             "set model.student_lr_floor, lower model.student_lr_lr, or give the evaluation recipe its own lr"
         )
+    sets = [
+        (part.detach(), recipe.targets(labels.detach(), network.num_classes, images.dtype))
+        for part, labels in (zip(images, targets, strict=True) if images.ndim == 5 else [(images, targets)])
+    ]
+    sets *= 1 if images.ndim == 5 else num_networks
+    images = sets[0][0]
     check_batches(network, len(images), recipe.batch_size)
-    images, targets = images.detach(), recipe.targets(targets.detach(), network.num_classes, images.dtype)
     initial, orders, augments, mixes = (  # unrelated to the draws of experts
-        [step_generator(seed, k, f"evaluation/{stream}") for k in range(num_networks)]
+        [step_generator(seed, k, f"evaluation/{stream}") for k in range(first, first + num_networks)]
         for stream in ("initial", "order", "augment", "cutmix")
     )
     thetas = [network.initial(generator.initial_seed()).to(images) for generator in initial]
@@ -212,14 +226,20 @@ def train_fresh_networks(
         order = torch.stack([torch.randperm(len(images), generator=g) for g in orders]).to(images.device)
         for indices in order.split(recipe.batch_size, dim=1):
             batches = [
-                recipe.augment(images[rows], targets[rows], network.num_classes, augments[k], mixes[k])
-                for k, rows in enumerate(indices)
+                recipe.augment(own[rows], labels[rows], network.num_classes, augments[k], mixes[k])
+                for k, (rows, (own, labels)) in enumerate(zip(indices, sets, strict=True))
             ]
             training.step(*zip(*batches, strict=True))
         if epoch + 1 in recipe.validation_epochs:
             on_validation(training)
         on_epoch(epoch + 1)
     return training
+
+
+def side_by_side(network: FunctionalNetwork, images: Tensor, recipe: EvaluationRecipe) -> bool:
+    """Tell whether several networks train faster at once than in turn on images ``[n, ch, H, W]``."""
+    pixels = min(recipe.batch_size, len(images)) * images.shape[-2] * images.shape[-1]
+    return network.vmappable and batching_pays(images.device.type, pixels)
 
 
 def evaluation_passes(
@@ -238,7 +258,7 @@ def evaluation_passes(
         network,
         # Unless another one is asked for, TF32 is as torch has it: so are the evaluations of the field.
         precision=None if precision == "float32" else precision,
-        vectorized=network.vmappable and batching_pays(device, batch * images.shape[-2] * images.shape[-1]),
+        vectorized=side_by_side(network, images, recipe),
         piece=piece_of(network, execution.micro_batch, batch, device, precision),
         running_statistics=True,
     )
@@ -264,6 +284,7 @@ class Evaluation:
         execution: How the networks are computed. Test passes are not compiled.
         evaluations: How many there will be in the whole run: ``compile: auto`` compiles only what repays itself.
         counts: How many networks one may train: all these are compiled for at the first one.
+        process: One of several that share the networks.
     """
 
     def __init__(
@@ -274,8 +295,10 @@ class Evaluation:
         execution: Execution = Execution(),  # noqa: B008  (frozen)
         evaluations: int = 1,
         counts: Sequence[int] = (),
+        process: Process = SingleProcess(),  # noqa: B008  (it has no state)
     ) -> None:
-        self._network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
+        self._process = process
+        self.network, self._held_out, self._recipe, self._execution = network, held_out, recipe, execution
         self._evaluations, self._counts = evaluations, counts
         self._passes: dict[int, Passes] = {}
 
@@ -287,27 +310,46 @@ class Evaluation:
         num_networks: int = 5,
         seed: int = 0,
         on_epoch: Callable[[int], None] = lambda _: None,
+        first: int = 0,
     ) -> EvaluationResult:
-        """Do what :func:`evaluate_synthetic_set` does."""
-        started, network, recipe = time.perf_counter(), self._network, self._recipe
-        if len(images) not in self._passes:
-            self._passes[len(images)] = self._compiled(images.detach(), targets.detach(), num_networks)
-        passes = self._passes[len(images)]
-        validations: list[tuple[float, ...]] = []
+        """Do what :func:`evaluate_synthetic_set` does, beginning at the network of number ``first``.
+
+        With images ``[K, n, ch, H, W]`` and targets ``[K, ...]``, each network has a set of its own.
+        """
+        started, network, recipe, process = time.perf_counter(), self.network, self._recipe, self._process
+        own = self._share(num_networks)
+        if (size := images.shape[-4]) not in self._passes:
+            data = (images[0], targets[0]) if images.ndim == 5 else (images, targets)
+            self._passes[size] = self._compiled(data[0].detach(), data[1].detach(), num_networks)
+        passes = self._passes[size]
+        accuracies = torch.zeros(len(recipe.validation_epochs), num_networks, dtype=torch.float64)
+        tested = iter(accuracies)
 
         def on_validation(training: ParallelTraining) -> None:
-            validations.append(accuracies_of(training.thetas, network, self._held_out, training.statistics))
+            found = accuracies_of(training.thetas, network, self._held_out, training.statistics)
+            next(tested)[own.start : own.stop] = torch.tensor(found, dtype=torch.float64)
 
         lr = student_lr if recipe.lr is None else recipe.lr
-        train_fresh_networks(images, targets, lr, network, recipe, num_networks, seed, on_epoch, on_validation, passes)
-        return EvaluationResult(validations[-1], time.perf_counter() - started, tuple(validations))
+        if images.ndim == 5:
+            images, targets = images[own.start : own.stop], targets[own.start : own.stop]
+        if own:
+            given = lr, network, recipe, len(own), seed, on_epoch, on_validation, passes, first + own.start
+            train_fresh_networks(images, targets, *given)
+        validations = tuple(tuple(row) for row in process.sum(accuracies).tolist())
+        return EvaluationResult(validations[-1], time.perf_counter() - started, validations)
+
+    def _share(self, num_networks: int) -> range:
+        """Return the numbers of the networks that this process trains."""
+        rank, size = self._process.rank, self._process.size
+        return range(num_networks * rank // size, num_networks * (rank + 1) // size)
 
     def _compiled(self, images: Tensor, targets: Tensor, num_networks: int) -> Passes:
-        network, recipe = self._network, self._recipe
+        network, recipe = self.network, self._recipe
         passes = evaluation_passes(network, images, recipe, self._execution)
         data = images, recipe.targets(targets, network.num_classes, images.dtype)
         calls = self._evaluations * recipe.epochs * -(-len(images) // recipe.batch_size)
-        counts, what = {num_networks, *self._counts}, f"the evaluation of {network.name}"
+        counts = {len(self._share(count)) for count in (num_networks, *self._counts)} - {0}
+        what = f"the evaluation of {network.name}"
         passes.compile(self._execution.compile, calls, data, recipe.batch_size, counts, what)
         return passes
 

@@ -1,7 +1,7 @@
 """Training experts on the real data, several at once, straight into an expert store."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,7 @@ def train_experts(
     execution: Execution = Execution(),  # noqa: B008  (frozen)
     progress_bar: bool = True,
     together: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> None:
     """Bring the first ``num_experts`` experts of a store to ``epochs`` epochs each.
 
@@ -86,6 +87,7 @@ def train_experts(
         execution: Its ``compile`` and ``micro_batch`` are used. The precision is the recipe's.
         progress_bar: Show the progress.
         together: How many experts are trained at once; None leaves it to :func:`experts_together`.
+        shard: ``(i, n)`` trains every n-th expert, beginning with the i-th: one of n jobs that need not meet.
 
     Raises:
         InputError: If a number is out of range, or the store holds other experts than ``identity`` says or cannot be
@@ -95,13 +97,16 @@ def train_experts(
     check_range("num_experts", num_experts, low=1)
     check_range("epochs", epochs, low=1)
     check_range("together", together, low=1)
+    check_range("the number of shards", shard[1], low=1)
+    check_range("the shard", shard[0], low=0, high=shard[1] - 1, hint="of 0 .. n - 1")
+    wanted = range(shard[0], num_experts, shard[1])
     if identity.plain()["recipe"] != recipe.describe(epochs):
         raise InputError(
             f"the identity names the recipe {identity.recipe}, but the experts would be trained with "
             f"{recipe.describe(epochs)}; make the identity from this recipe and number of epochs"
         )
     store.check(identity)
-    if not (waiting := _waiting(store, num_experts, epochs)):
+    if not (waiting := _waiting(store, wanted, epochs)):
         return
     device, batch = real.images.device, min(recipe.batch_size, len(real))
     pixels = batch * real.image_shape[1] * real.image_shape[2]
@@ -121,7 +126,7 @@ def train_experts(
         f"set {remedy}a smaller recipe.batch_size",
     ):
         # calls of the whole job, stored or not: an interrupted one goes on as it began
-        calls = num_experts * epochs * -(-len(real) // recipe.batch_size)
+        calls = len(wanted) * epochs * -(-len(real) // recipe.batch_size)
         targets = recipe.targets(real.labels, real.num_classes, real.images.dtype)
         data, what = (real.images, targets), "the experts' step"
         passes.compile(execution.compile, calls, data, recipe.batch_size, sizes, what, progress_bar)
@@ -129,7 +134,7 @@ def train_experts(
         remaining = sum(epochs - max(0, stored) for stored, ids in waiting.items() for _ in ids)
         with Claims(store.path) as claims, epoch_bar("experts", remaining * len(real), progress_bar) as show:
             started, images = time.monotonic(), 0
-            while waiting := _waiting(store, num_experts, epochs):
+            while waiting := _waiting(store, wanted, epochs):
                 for stored in sorted(waiting, reverse=True):  # those that are nearly done come first
                     if ids := claims.take(waiting[stored], count):
                         break
@@ -264,10 +269,10 @@ class _Group:
         self._saved, self._flushed = self.epoch, time.monotonic()
 
 
-def _waiting(store: ExpertStore, num_experts: int, epochs: int) -> dict[int, list[int]]:
+def _waiting(store: ExpertStore, ids: Iterable[int], epochs: int) -> dict[int, list[int]]:
     """Return the experts that are too short, by how many epochs they have."""
     waiting: dict[int, list[int]] = {}
-    for id in range(num_experts):
+    for id in ids:
         if (stored := _stored_epochs(store, id)) < epochs:
             waiting.setdefault(stored, []).append(id)
     return waiting

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dd_lightning.callbacks import EvalCallback, EvaluationPoint
 from dd_lightning.callbacks.attached import as_distillation
-from dd_lightning.cli.report import summary
+from dd_lightning.cli.summary import summary
 from dd_lightning.functional.errors import InputError
 from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork

@@ -6,7 +6,7 @@ import pytest
 
 from dd_lightning.functional.random import step_generator
 from dd_lightning.sets.initial import class_labels, initial_images
-from dd_lightning.training.evaluation import evaluate_synthetic_set
+from dd_lightning.training.evaluation import Evaluation
 from tests import small
 
 
@@ -14,28 +14,22 @@ from tests import small
 def test_random_real_images_are_drawn_by_the_runs_seed_from_their_own_stream(
     store: Path, tmp_path: Path, seed: int
 ) -> None:
-    points = small.evaluation(compare_random=True, num_networks=4)
+    points = small.evaluation(compare_random=True, num_networks=2)
     distilled = small.module(store, seed=seed)
     small.fit(tmp_path, distilled, points, steps=1)
 
     def accuracies(drawn_by: int, stream: str) -> tuple[float, ...]:
-        """Evaluate random real images as the callback does; the networks are those of the run's seed."""
-        images = initial_images(
-            distilled.problem.real, distilled.storage.ipc, "real", step_generator(drawn_by, 0, stream)
-        )
-        labels = class_labels(small.CLASSES, distilled.storage.ipc)
-        return evaluate_synthetic_set(
-            images,
-            labels,
-            distilled.distillation.student_lr,
-            small.data().test,
-            distilled.problem.network,
-            points.recipe,
-            points.num_networks,
-            seed=seed,
-        ).accuracies
+        """Evaluate each draw as the callback does, by the network of its number: those of the run's seed."""
+        labels, lr = class_labels(small.CLASSES, distilled.storage.ipc), distilled.distillation.student_lr
+        one = Evaluation(distilled.problem.network, small.data().test, points.recipe)
+        draws = [
+            initial_images(distilled.problem.real, distilled.storage.ipc, "real", step_generator(drawn_by, k, stream))
+            for k in range(5)
+        ]
+        return tuple(one(images, labels, lr, 1, seed, first=k).accuracies[0] for k, images in enumerate(draws))
 
     assert points.random_real is not None
+    assert len(points.last().accuracies) == 2
     assert points.random_real.accuracies == accuracies(seed, "random-real")
     others = [(0, "random-real"), (seed + 1, "random-real"), (seed, "initial")]
     assert all(points.random_real.accuracies != accuracies(*other) for other in others)

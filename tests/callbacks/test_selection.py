@@ -378,15 +378,17 @@ def test_what_the_run_cannot_do(
     assert "\n" not in str(refused.value)
 
 
-def test_processes_would_each_keep_their_own(store: Path) -> None:
+@pytest.mark.parametrize("option", [{"refresh_per_step": 1}, {"every_n_steps": 2}])
+def test_averaged_processes_would_each_keep_their_own(store: Path, option: dict[str, Any]) -> None:
     class Processes:
         def __init__(self, world_size: int) -> None:
             self.world_size = world_size
 
-    choice = small.selection(refresh_per_step=1)
-    choice.setup(cast(Trainer, Processes(1)), small.module(store), "fit")
-    with pytest.raises(InputError, match=r"refresh_per_step is 1, but trainer runs 2 processes: .*set trainer.devices"):
-        choice.setup(cast(Trainer, Processes(2)), small.module(store), "fit")
+    choice, averaged = small.selection(**option), small.module(store, processes="average")
+    choice.setup(cast(Trainer, Processes(2)), small.module(store), "fit")
+    choice.setup(cast(Trainer, Processes(1)), averaged, "fit")
+    with pytest.raises(InputError, match=r"(refresh_per_step is 1|every_n_steps is 2), but processes is 'average'"):
+        choice.setup(cast(Trainer, Processes(2)), averaged, "fit")
 
 
 def test_classes_are_no_inner_steps(tmp_path: Path) -> None:

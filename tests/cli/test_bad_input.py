@@ -127,7 +127,7 @@ def test_evaluate_refuses_other_files_and_data(cli: Cli, monkeypatch: pytest.Mon
     def nothing(*_: object) -> None:
         raise AssertionError("a network was trained")
 
-    monkeypatch.setattr("dd_lightning.cli.commands.Evaluation", nothing)
+    monkeypatch.setattr("dd_lightning.cli.evaluate.Evaluation", nothing)
     assert "'Foo'" in cli.refused("evaluate", str(good), "--networks", small.NETWORK, "Foo")
 
 

@@ -305,7 +305,7 @@ def results(cli: Cli) -> set[str]:
     ("options", "status", "said"),
     [
         ("fitt", 2, "unknown command 'fitt'; did you mean fit?"),
-        ("--config quickstart", 2, "unknown command '--config'; use fit, experts, evaluate"),
+        ("--config quickstart", 2, "unknown command '--config'; use fit, experts, evaluate, report"),
         ("fit", 2, "no data.*--config quickstart.*--data, such as CIFAR10DataModule"),
         ("fit --model.ipc 1", 2, "no data.*--config quickstart.*--data, such as CIFAR10DataModule"),
         ("experts", 2, "no data.*--config experts/digits.*--data, such as CIFAR10DataModule"),
@@ -331,6 +331,9 @@ def results(cli: Cli) -> set[str]:
         ("experts --data DigitsDataModule --execution.compile maybe", 2, r"execution\.compile is 'maybe'"),
         ("experts --data DigitsDataModule --execution.precision tf32", 2, r"execution\.precision is no option"),
         ("evaluate nowhere --device toaster", 1, "device is 'toaster'"),
+        ("report", 2, "runs.*see dd-lightning report --help"),
+        ("report nowhere --out x", 1, "nowhere is no folder"),
+        ("report nowhere --ou x", 2, "ou is no option; did you mean out?"),
     ],
 )
 def test_commands(cli: Cli, options: str, status: int, said: str) -> None:

@@ -4,7 +4,6 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -456,7 +455,6 @@ def test_a_second_fit_of_a_module_with_a_new_trainer_starts_clean_and_with_the_s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"process": SimpleNamespace(size=2)}, "trainer runs 2 processes, .* set trainer.devices: 1"),
         ({"soft_labels": True}, "labels is 'soft' .* NetworkPool .* use labels: hard"),
     ],
 )

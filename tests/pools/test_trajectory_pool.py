@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dd_lightning.execution.options import Execution
 from dd_lightning.functional.errors import InputError
@@ -171,9 +172,13 @@ def test_of_several_processes_the_first_one_trains_and_the_others_wait(tmp_path:
             first = small.pool(tmp_path / "new", num_experts=1)
             first.prepare(setup())
 
+        def sum(self, value: Tensor) -> Tensor:
+            events.append("sum")
+            return value
+
     pool = small.pool(tmp_path / "new", num_experts=1)
     pool.prepare(setup(process=Second()))
-    assert events == ["broadcast", "barrier"]
+    assert events == ["broadcast", "barrier", "sum"]
     assert pool.load((0, 0)).theta.shape == (setup().network.num_parameters,)
 
 

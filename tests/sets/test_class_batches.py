@@ -218,9 +218,7 @@ def test_state_before_the_first_choice() -> None:
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (lambda: RepresentativeBatches(4, 0, 1), "^interval is 0; it must be at least 1"),
         (lambda: RepresentativeBatches(4, 1, 3), "^per_cluster is 3; .* divide batch_real, 4$"),
-        (lambda: RepresentativeBatches(4, 1, 0), "^per_cluster is 0; it must be at least 1$"),
     ],
 )
 def test_bad_input(act: Callable[[], Any], said: str) -> None:

@@ -300,6 +300,24 @@ def test_a_network_does_not_depend_on_how_many_there_are(network: FunctionalNetw
     assert not torch.allclose(three[0], three[1])
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("name", ["mtt", "idc"])
+def test_each_network_may_have_a_set_of_its_own(
+    network: FunctionalNetwork, monkeypatch: pytest.MonkeyPatch, name: str, soft: bool
+) -> None:
+    monkeypatch.setattr(evaluation, "batching_pays", lambda *_: False)
+    images, targets = synthetic(soft)
+    sets = torch.stack([images, images.flip(2), -images]), torch.stack([targets, targets.roll(1, 0), targets])
+    recipe = get_recipe(name, epochs=4)
+    together = trained(*sets, RATE, network, recipe, 3, SEED)
+    for number in range(3):
+        alone = train_fresh_networks(
+            sets[0][number], sets[1][number], RATE, network, recipe, 1, SEED, first=number
+        ).thetas
+        assert torch.equal(together[number], alone[0])
+    assert torch.equal(together[0], trained(images, targets, RATE, network, recipe, 1, SEED)[0])
+
+
 @pytest.mark.parametrize("name", ["mtt", "idc"])
 def test_inputs_and_global_random_state_stay(network: FunctionalNetwork, name: str) -> None:
     images, targets = synthetic(soft=True, dtype=torch.float32)

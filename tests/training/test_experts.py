@@ -569,3 +569,15 @@ def test_batch_norms_are_tested_with_running_statistics_that_a_continuation_carr
         assert state.statistics is not None
         running = torch.cat([buffer for name, buffer in buffers.items() if "running" in name])
         torch.testing.assert_close(state.statistics, running, rtol=1e-4, atol=1e-4)
+
+
+def test_shards_make_all_experts_between_them(train: Train) -> None:
+    whole, parts = train("whole", 5, 2), train("parts", 5, 2, shard=(1, 2))
+    assert parts.ids() == [1, 3]
+    train("parts", 5, 2, shard=(0, 2))
+    assert parts.ids() == whole.ids()
+    for id in whole.ids():
+        torch.testing.assert_close(parts.read(id).trajectory, whole.read(id).trajectory)
+    for shard, message in (((2, 2), "the shard is 2"), ((0, 0), "the number of shards is 0")):
+        with pytest.raises(InputError, match=message):
+            train("more", 5, 2, shard=shard)

@@ -1,7 +1,5 @@
 """What a command closes with: a summary as plain values, and the tables made of it."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -34,7 +32,8 @@ def summary(trainer: Trainer, module: DistillationModule) -> dict[str, Any]:
         if random_real is None and (baseline := evaluation.random_real) is not None:
             name = evaluation.curve_names[baseline.network]
             count = sum(min(module.storage.ipc, own) for own in module.problem.real.class_counts)
-            random_real = {"network": name, "images": count, **_accuracies(baseline)}
+            draws = {"draws": len(baseline.accuracies)}  # one network trained on each
+            random_real = {"network": name, "images": count, **draws, **_accuracies(baseline)}
     pool = module.pool.summary()
     return {
         "images": len(module.synthetic_set),
@@ -82,7 +81,8 @@ def closing_table(result: dict[str, Any]) -> Table:
             gain = 100 * (mean_std(last["accuracies"])[0] - mean_std(baseline["accuracies"])[0])
             table.add_row(
                 f"{baseline['images']} random real images",
-                f"{percent(baseline['accuracies'])}  (same recipe; distilled is {gain:+.1f} points)",
+                f"{percent(baseline['accuracies'])}  ({baseline['draws']} draws, a network each, same recipe; "
+                f"distilled is {gain:+.1f} points)",
             )
         fewer = len(best["accuracies"]) < len(last["accuracies"])
         of = f"; of {len(best['accuracies'])} {'network' if len(best['accuracies']) == 1 else 'networks'}" * fewer
@@ -100,20 +100,6 @@ def closing_table(result: dict[str, Any]) -> Table:
         what = "allocator" if result["device"].startswith("cuda") else "process"
         table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB ({what}, {result['device']})")
     table.add_row("files", result["files"])
-    return table
-
-
-def evaluation_table(file: Path, images: int, decoded: int, points: Sequence[EvaluationPoint]) -> Table:
-    """Return the accuracies of one synthetic set on several architectures."""
-    decoding = f", decoded to {decoded}" if decoded != images else ""
-    table = Table(title=f"{file}: {images} images{decoding}", title_justify="left")
-    validations = max((len(point.validations) for point in points), default=0)
-    best = [f"best of {validations} validations, chosen on the same data"] if validations > 1 else []
-    for heading in ("network", "networks trained", "held-out accuracy", *best, "seconds"):
-        table.add_column(heading)
-    for point in points:
-        accuracies = [percent(each) for each in (point.accuracies, point.best_accuracies)[: 1 + len(best)]]
-        table.add_row(point.network, str(len(point.accuracies)), *accuracies, f"{point.seconds:.0f}")
     return table
 
 
