@@ -70,6 +70,12 @@ class AccuracyCurve:
         """Return the point of highest mean accuracy, of however many networks; on the test split it is no result."""
         return max(self.of(network), key=lambda point: point.result.mean)
 
+    @property
+    def keys(self) -> list[str]:
+        """What :meth:`scalars` has of a network besides its accuracy."""
+        more = ["num_networks"] * self._counted + ["best_validation"] * self._several_validations
+        return ["best", "low", "high", "seconds", "std", *more]
+
     def scalars(self, step: int, names: Mapping[str, str]) -> dict[str, float]:
         """Return what to log of a step.
 

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from dd_lightning.module import DistillationModule
 from dd_lightning.networks import FunctionalNetwork, NetworkSpec, network_name
 from dd_lightning.sets.atomic_write import write_atomically
 from dd_lightning.sets.real import RealSet
-from dd_lightning.trainer.run import log_scalars, process_of, run_folder
+from dd_lightning.trainer.run import log_scalars, monitors, process_of, run_folder
 from dd_lightning.training.evaluation import Evaluation, EvaluationRecipe, get_recipe
 from dd_lightning.training.parallel_networks import check_batches
 from dd_lightning.training.progress import epoch_bar
@@ -139,8 +138,6 @@ class EvalCallback(RunCallback):
             curves: set[str] = set()
             for each in evaluations:
                 each._name_curves(module.network_spec, curves)
-            if stage == "fit":
-                _check_monitors(trainer)
         else:
             self._file = f"evaluation_{_without_slashes(self._label)}.csv"
         split: dict[str, Split] = {"validate": "val", "test": "test"}
@@ -250,6 +247,14 @@ class EvalCallback(RunCallback):
             log_hyperparameters(module, finished=True)
 
     @property
+    def metrics(self) -> dict[str, int]:
+        """How many steps lie between two values of each metric that a callback may monitor; known at setup."""
+        names = [f"evaluation/{name}/{key}" for name in self.curve_names.values() for key in self.curve.keys]
+        for name in self.curve_names.values():
+            names += [f"accuracy/{name}", _without_slashes(f"accuracy/{name}")]
+        return dict.fromkeys(names, self.every_n_steps)
+
+    @property
     def points(self) -> list[EvaluationPoint]:
         """The points of the curve."""
         return self.curve.points
@@ -272,7 +277,7 @@ class EvalCallback(RunCallback):
         self.curve.points += self._measured(module, count)
         metrics = self._log(module, module.global_step)
         self._write_csv(module.trainer)
-        for callback in _monitors(module.trainer):
+        for callback in monitors(module.trainer):
             if callback.monitor in metrics:
                 # Lightning has them look at the end of an epoch or of a validation, by their options, and a run is one
                 # epoch without validations. Each acts on one of the two.
@@ -353,30 +358,5 @@ def _evaluations(trainer: Trainer) -> list[EvalCallback]:
     return [callback for callback in trainer.callbacks if isinstance(callback, EvalCallback)]  # type: ignore[attr-defined]
 
 
-def _monitors(trainer: Trainer) -> list[EarlyStopping | ModelCheckpoint]:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, EarlyStopping | ModelCheckpoint)]
-
-
 def _without_slashes(metric: str) -> str:
     return metric.replace("/", "_")
-
-
-def _check_monitors(trainer: Trainer) -> None:
-    """Refuse to monitor an accuracy that is not measured, or not when the callback looks."""
-    intervals: dict[str, int] = {}
-    for each in _evaluations(trainer):
-        for name in each.curve_names.values():
-            metric = f"accuracy/{name}"
-            intervals |= dict.fromkeys((metric, _without_slashes(metric)), each.every_n_steps)
-    for callback in _monitors(trainer):
-        monitor, what = callback.monitor, type(callback).__name__
-        if monitor is not None and monitor.startswith(("accuracy", "eval/")) and monitor not in intervals:
-            known = " or ".join(metric for metric in intervals if "/" in metric)
-            raise InputError(f"{what}'s monitor is {monitor!r}; it must be {known}")
-        looks = getattr(callback, "_every_n_train_steps", 0)  # 0: at each evaluation
-        if monitor in intervals and looks % intervals[monitor] != 0:
-            raise InputError(
-                f"{what}'s every_n_train_steps is {looks}, but its monitor {monitor} is measured every "
-                f"{intervals[monitor]} steps; set a multiple of that, or null to look at each measurement"
-            )

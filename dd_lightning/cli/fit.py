@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from dd_lightning.callbacks import EvalCallback, StepProgressBar, SyntheticSetWriter, TrajectorySelectionCallback
 from dd_lightning.cli.errors import blame_paths
@@ -36,6 +37,21 @@ _EXPECTED_WARNINGS = (
     r".isinstance\(treespec, LeafSpec\). is deprecated",  # Lightning 2.6 with torch 2.14
 )
 
+
+_WITHOUT_EFFECT = (  # a run is one epoch of steps, and evaluates in callbacks
+    "min_epochs",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "reload_dataloaders_every_n_epochs",
+    "inference_mode",
+    "sync_batchnorm",
+    "enable_autolog_hparams",
+    "model_registry",
+)
 
 DYNADISTILL = "_dynadistill"
 """Ends the name of a run with a selection, unless it was typed."""
@@ -150,18 +166,31 @@ class DistillationCLI(LightningCLI):
         own = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(each, ProgressBar) for each in own):
             callbacks = [StepProgressBar(), *callbacks]
+        names = {"save_dir": self.config.runs, "name": self.run_name}
+        events = TensorBoardLogger(**names, default_hp_metric=False)
+        idle = {
+            name: config[name] for name in _WITHOUT_EFFECT if config[name] != self.parser.get_default(f"trainer.{name}")
+        }
         if config.get("logger") in (None, True):
             # CSV first: it would complain about the folder that TensorBoard's events make.
-            names = {"save_dir": self.config.runs, "name": self.run_name}
-            events = TensorBoardLogger(**names, default_hp_metric=False)
             config["logger"] = [CSVLogger(**names, version=events.version), events]
+            idle |= {"default_root_dir": root} if (root := config["default_root_dir"]) is not None else {}
+        config["default_root_dir"] = config["default_root_dir"] or events.log_dir
+        for name, refused in (("barebones", True), ("enable_checkpointing", False)):
+            if config[name] is refused:
+                given, other = str(refused).lower(), str(not refused).lower()
+                raise InputError(f"trainer.{name} is {given}; it must be {other}: a run saves what it learns")
         devices, cores = str(config.get("devices")), os.cpu_count() or 1
         if config.get("accelerator") == "cpu" and devices.isdigit() and int(devices) > cores:
             raise InputError(f"trainer.devices is {devices}; it must be at most {cores}, the CPU's threads")
         try:
-            return super()._instantiate_trainer(config, [*(c for c in chosen if c is not None), *callbacks])
+            trainer = super()._instantiate_trainer(config, [*(c for c in chosen if c is not None), *callbacks])
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise InputError(f"the Trainer refuses its options: {error}") from error
+        if idle:
+            said = ", ".join(f"trainer.{name} {value}" for name, value in idle.items())
+            rank_zero_warn(f"without effect: {said}; --evaluation says when to evaluate, --runs where files go")
+        return trainer
 
 
 def without_option(args: Sequence[str], option: str) -> list[str]:

@@ -72,13 +72,10 @@ class ClasswiseMatching(MatchingObjective):
     def __post_init__(self) -> None:
         check_range("batch_real", self.batch_real, low=1)
         check_range("batch_syn", self.batch_syn, low=1)
-        check_range("interval", self.interval, low=1, hint="steps between two choices of representatives")
-        check_range("per_cluster", self.per_cluster, low=1)
         self._batch_real = self.batch_real
         self._augmentation = AugmentationPolicy(self.augmentation, self.policy)
-        self._representatives: RepresentativeBatches | None = None
-        if self.sampling == "representative":
-            self._representatives = RepresentativeBatches(self.batch_real, self.interval, self.per_cluster)
+        batches = RepresentativeBatches(self.batch_real, self.interval, self.per_cluster)  # checked if unused, too
+        self._representatives = batches if self.sampling == "representative" else None
         self._matching: ClassMatching | None = None
 
     @abstractmethod

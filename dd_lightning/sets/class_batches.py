@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dd_lightning.execution.process import Process, SingleProcess
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.functional.kmeans import representatives
 from dd_lightning.functional.random import StepContext, step_generator
 from dd_lightning.sets.real import RealSet
@@ -83,10 +83,12 @@ class RepresentativeBatches:
         per_cluster: Images taken from each cluster.
 
     Raises:
-        InputError: If ``per_cluster`` does not divide ``size``.
+        InputError: If a number is below 1, or ``per_cluster`` does not divide ``size``.
     """
 
     def __init__(self, size: int, interval: int, per_cluster: int) -> None:
+        check_range("interval", interval, low=1, hint="steps between two choices of representatives")
+        check_range("per_cluster", per_cluster, low=1)
         if size % per_cluster:
             raise InputError(f"per_cluster is {per_cluster}; it must divide batch_real, {size}")
         self.size, self.interval, self.per_cluster = size, interval, per_cluster

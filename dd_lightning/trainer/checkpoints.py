@@ -131,8 +131,10 @@ def reopen_epoch(checkpoint: dict[str, Any]) -> None:
     """Let training go on after a checkpoint's last finished step, wherever in Lightning's loops it was written.
 
     A run is one epoch of steps; at its end, or by an exception within a step, Lightning writes loop counters with which
-    it would stop at once or count a step twice.
+    it would stop at once or count a step twice. ``max_time`` is that of each fit: with the time of before, a run that
+    it stopped could not go on.
     """
+    checkpoint.get("callbacks", {}).pop("Timer", None)
     if "loops" not in checkpoint:  # weights only
         return
     fit = checkpoint["loops"]["fit_loop"]

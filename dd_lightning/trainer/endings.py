@@ -89,7 +89,8 @@ class Endings(Callback):
         """Save the last step, before what may take minutes: the closing evaluation."""
         del pl_module
         path = self.save(trainer)
-        if trainer.global_step < trainer.max_steps and path is not None:
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if ends and trainer.global_step < trainer.max_steps and path is not None:
             rank_zero_info(
                 f"stopped at step {trainer.global_step} of {trainer.max_steps}; resume with ckpt_path {path}"
             )
@@ -117,7 +118,7 @@ class Endings(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that there were no steps left, where callbacks now complete what a finished run lacks."""
         del pl_module
-        if not self._trained:
+        if not self._trained and trainer.global_step >= trainer.max_steps:
             rank_zero_info(
                 f"the checkpoint's run has taken {trainer.global_step} steps, max_steps is {trainer.max_steps}: "
                 "nothing is left to train; completing its evaluation and its set"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -16,7 +16,7 @@ from dd_lightning.datamodules.base import DistillationDataModule
 from dd_lightning.distillation import Demand, Distillation
 from dd_lightning.execution.options import Execution
 from dd_lightning.execution.process import DistributedProcess, Process, SingleProcess, holds_anywhere
-from dd_lightning.functional.errors import InputError
+from dd_lightning.functional.errors import InputError, check_range
 from dd_lightning.networks import FunctionalNetwork
 from dd_lightning.objectives import ScoredCandidate
 from dd_lightning.pools import PoolSetup
@@ -42,6 +42,14 @@ def check_trainer(trainer: Trainer) -> Trainer:
     ):
         if value == 0:
             raise InputError(f"trainer.{name} is 0; a run needs at least 1 step")
+    check_range("trainer.gradient_clip_val", trainer.gradient_clip_val, low=0, hint="null for no clipping")
+    steps_between: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # one of Lightning's connectors sets it
+    check_range("trainer.log_every_n_steps", steps_between, low=0, hint="10 is usual")
+    if steps_between == 0 and trainer.loggers:
+        rank_zero_warn("trainer.log_every_n_steps is 0: nothing but evaluations is logged")
+    for timer in (each for each in trainer.callbacks if isinstance(each, Timer)):  # type: ignore[attr-defined]
+        check_range("trainer.max_time", timer._duration, low=0, exclude_low=True, hint="seconds")
+    check_monitors(trainer)
     for callback in (each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)):
         if callback.save_weights_only:
             raise InputError("checkpoint.save_weights_only is true; it must be false, or the run cannot be resumed")
@@ -67,7 +75,46 @@ def check_trainer(trainer: Trainer) -> Trainer:
     if trainer.max_steps == -1:
         trainer.fit_loop.epoch_loop.max_steps = DEFAULT_STEPS
         rank_zero_info(f"max_steps is not set: running the paper's {DEFAULT_STEPS} distillation steps")
+    check_range("trainer.min_steps", trainer.min_steps, low=1, high=trainer.max_steps, hint="null for none")
     return trainer
+
+
+def monitors(trainer: Trainer) -> list[EarlyStopping | ModelCheckpoint]:
+    """Return the callbacks that may watch a metric."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # one of Lightning's connectors sets it
+    return [callback for callback in callbacks if isinstance(callback, EarlyStopping | ModelCheckpoint)]
+
+
+def check_monitors(trainer: Trainer) -> None:
+    """Refuse to monitor what nothing measures, or not when the callback looks.
+
+    Raises:
+        InputError: It names the metrics that there are, unless somebody's own callback or module may log another.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    intervals: dict[str, int] = {}
+    for each in callbacks:
+        intervals |= getattr(each, "metrics", {})  # an evaluation's
+    ours = all(
+        type(each).__module__.startswith(("dd_lightning.", "lightning."))
+        for each in (*callbacks, trainer.lightning_module)
+    )
+    for callback in monitors(trainer):
+        monitor, what = callback.monitor, type(callback).__name__
+        # early stopping looks at evaluations alone
+        others = ["loss", "step", "epoch"] if isinstance(callback, ModelCheckpoint) else []
+        if monitor is None or monitor in others:
+            continue
+        if monitor not in intervals and (ours or monitor.startswith(("accuracy", "eval/"))):
+            known = [metric for metric in intervals if metric.startswith("accuracy/")] + others[:1]
+            use = f"it must be {' or '.join(known)}" if known else "give the Trainer an EvalCallback that measures it"
+            raise InputError(f"{what}'s monitor is {monitor!r}; {use}")
+        looks = getattr(callback, "_every_n_train_steps", 0)  # 0: at each evaluation
+        if monitor in intervals and looks % intervals[monitor] != 0:
+            raise InputError(
+                f"{what}'s every_n_train_steps is {looks}, but its monitor {monitor} is measured every "
+                f"{intervals[monitor]} steps; set a multiple of that, or null to look at each measurement"
+            )
 
 
 def share_version(trainer: Trainer) -> None:

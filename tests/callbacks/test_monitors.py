@@ -97,8 +97,8 @@ def test_a_checkpoint_of_steps_looks_where_it_is_measured(store: Path, tmp_path:
 @pytest.mark.parametrize(
     ("callback", "message"),
     [
-        (EarlyStopping("accuracy/ConvNet-9"), f"EarlyStopping's monitor is 'accuracy/ConvNet-9'; it must be {METRIC}$"),
-        (ModelCheckpoint(monitor="eval/x/accuracy"), f"'s monitor is 'eval/x/accuracy'; it must be {METRIC}$"),
+        (EarlyStopping("accuracy/ConvNet-9"), f"EarlyStopping's monitor is 'accuracy/ConvNet-9'; it must be {METRIC}"),
+        (ModelCheckpoint(monitor="eval/x/accuracy"), f"'s monitor is 'eval/x/accuracy'; it must be {METRIC}"),
         (ModelCheckpoint(monitor=ALIAS, every_n_train_steps=3), "every_n_train_steps is 3, .* measured every 2 steps"),
     ],
     ids=["typo", "earlier-name", "between"],

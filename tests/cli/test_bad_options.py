@@ -4,8 +4,10 @@ import re
 
 import pytest
 import torch
+import yaml
 
 from dd_lightning.datamodules import DatasetDataModule
+from dd_lightning.execution.precision import warn_of_no_effect
 from tests import small
 from tests.small import Cli
 
@@ -93,6 +95,17 @@ TRAJECTORIES = [  # options for the small run on stored trajectories, and what t
     ("--checkpoint.every_n_train_steps -1", "every_n_train_steps=-1"),
     ("--trainer.precision bf16-mixed", r"precision is 'bf16-mixed'.*32-true"),
     ("--trainer.precision 16-mixed", r"precision is '(bf)?16-mixed'.*32-true"),
+    ("--model.label_lr 0.1", "label_lr is 0.1, but labels is 'hard'"),
+    ("--checkpoint.monitor nothing", "ModelCheckpoint's monitor is 'nothing'; .*accuracy/ConvNet-1-W4 or loss"),
+    ("--checkpoint.monitor evaluation/ConvNet-1-W4/lov", "monitor is 'evaluation/ConvNet-1-W4/lov'; .*accuracy/"),
+    ("--checkpoint.monitor nothing --evaluation null", "monitor is 'nothing'; it must be loss"),
+    ("--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=loss", "EarlyStopping's monitor is 'loss'"),
+    ("--trainer.log_every_n_steps -1", "trainer.log_every_n_steps is -1.*at least 0"),
+    ("--trainer.gradient_clip_val -1", "trainer.gradient_clip_val is -1.*at least 0"),
+    ("--trainer.min_steps 9", "trainer.min_steps is 9.*at most 6"),
+    ("--trainer.max_time 00:00:00:00", "trainer.max_time is 0.*above 0"),
+    ("--trainer.barebones true", "trainer.barebones is true; it must be false"),
+    ("--trainer.enable_checkpointing false", "trainer.enable_checkpointing is false; it must be true"),
     ("--trainer.accumulate_grad_batches 2", "accumulate_grad_batches is 2"),
     ("--trainer.accelerator abacus", "Trainer.*accelerator='abacus'"),
     ("--trainer.devices 0", "Trainer.*devices='?0"),
@@ -127,6 +140,8 @@ NETWORKS = [  # for the small run on live networks
     ("--model.objective.batch_real 0", "batch_real is 0"),
     ("--model.objective.batch_syn 0", "batch_syn is 0"),
     ("--model.objective.interval 0 --model.objective.sampling representative", "interval is 0"),
+    ("--model.objective.interval 0", "interval is 0"),
+    ("--model.objective.per_cluster 0", "per_cluster is 0"),
     ("--model.objective.per_cluster 3 --model.objective.sampling representative", "per_cluster is 3.*8"),
     ("--model.objective.augmentation blur", "'blur'"),
     (f"{NO_FEATURES} --model.objective BidirectionalMatching", "'classifier'"),
@@ -238,6 +253,46 @@ def test_types_and_typos(cli: Cli, options: str, said: str) -> None:
         (cli.folder / f"typo{number}.yaml").write_text(text)
     assert said in cli.networks_refused(*options.split(), status=2)
     assert not (cli.folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "trainer.limit_val_batches 3",
+        "trainer.val_check_interval 0",
+        "trainer.check_val_every_n_epoch -1",
+        "trainer.num_sanity_val_steps 2",
+        "trainer.min_epochs -5",
+        "trainer.default_root_dir elsewhere",
+        "trainer.log_every_n_steps 0",
+        "model.execution.precision tf32",
+    ],
+)
+def test_values_without_effect_are_told(cli: Cli, options: str) -> None:
+    warn_of_no_effect.cache_clear()
+    with pytest.warns(UserWarning, match=options.split()[0].rpartition(".")[2]) as told:
+        cli.fit(*f"--{options} --trainer.max_steps 1 --evaluation null".split())
+    assert len([warning for warning in told if options.split()[1] in str(warning.message)]) == 1
+
+
+def test_null_is_a_value_within_an_optional_group(cli: Cli) -> None:
+    keys = ("model.objective", "model.pool", "evaluation")
+    options = [f"--{key}.execution.micro_batch{value}" for key in keys for value in ("=4", "=null")]
+    cli.fit(*options, "--trainer.max_steps", "1")
+    resolved = yaml.safe_load((cli.version() / "config.yaml").read_text())
+    groups = (
+        *(resolved["model"][key]["init_args"] for key in ("objective", "pool")),
+        resolved["evaluation"]["init_args"],
+    )
+    assert [group["execution"]["micro_batch"] for group in groups] == [None, None, None]
+
+
+def test_without_a_logger_files_go_to_the_runs_folder(cli: Cli) -> None:
+    before = set(cli.folder.iterdir())
+    cli.fit("--trainer.logger", "false")
+    written = {path.name for path in cli.version().iterdir()}
+    assert written >= {"config.yaml", "summary.json", "evaluation.csv", "synthetic.safetensors", "checkpoints"}
+    assert {path.name for path in set(cli.folder.iterdir()) - before} <= {"runs", "small.yaml"}
 
 
 def results(cli: Cli) -> set[str]:

@@ -173,6 +173,18 @@ WRONG = {
         --model.objective.loss_threshold -1
         --model.seed 99999999999999999999
         --trainer.overfit_batches 2
+        --model.label_lr 0.1
+        --checkpoint.monitor nothing
+        --trainer.log_every_n_steps -1
+        --trainer.gradient_clip_val -1
+        --trainer.min_steps 99999
+        --trainer.max_time 00:00:00:00
+        --trainer.barebones true
+        --trainer.enable_checkpointing false
+        --trainer.fast_dev_run -1
+        --trainer.devices foo
+        --trainer.profiler foo
+        --trainer.limit_val_batches -1
     """,
     LIVE: """
         --model.objective.batch_real 0
@@ -190,6 +202,8 @@ WRONG = {
         --model.pool.recipe.batch_size x
         --model.pool.recipe.steps_per_update 0
         --model.objective.cutmix_p 2
+        --model.objective.interval 0
+        --model.objective.per_cluster 0
     """,
     EXPERTS: """
         --num_experts 0
@@ -221,7 +235,7 @@ ROWS = [(command, line.strip()) for command, lines in WRONG.items() for line in 
 
 
 def test_there_are_many() -> None:
-    assert len(set(ROWS)) == len(ROWS) >= 196
+    assert len(set(ROWS)) == len(ROWS) >= 210
 
 
 @pytest.mark.parametrize(("command", "options"), ROWS)

@@ -5,6 +5,7 @@ import signal
 import warnings
 import zipfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,16 @@ def test_lightnings_own_checkpoint_resumes_and_is_extended(
     module, path = fit(6, Path(stopped.best_model_path))
     assert small.same(small.learned(module), uninterrupted["base"])
     assert small.same(small.learned(fit(6, path)[0]), uninterrupted["base"])  # and nothing is left to do
+
+
+def test_max_time_is_that_of_each_fit(store: Path, tmp_path: Path) -> None:
+    def run(ckpt_path: Path | None) -> int:
+        own, second = small.checkpoints(tmp_path, 10**6), timedelta(seconds=0.5)
+        runner = small.fit(tmp_path, small.module(store), own, steps=10**6, max_time=second, ckpt_path=ckpt_path)
+        return runner.global_step
+
+    reached = run(None)
+    assert run(tmp_path / f"step={reached}.ckpt") > reached
 
 
 def test_sigusr1_saves_and_goes_on(store: Path, tmp_path: Path) -> None:
