@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from dd_lightning.cli.commands import experts
 from dd_lightning.cli.convert import export_command, import_command
@@ -54,6 +55,8 @@ def main(args: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if args is None else args)
     command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if command in COMMANDS:
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)  # a network or an objective of your own, by its import path, as with `python -m`
         # what torch says of itself when it compiles
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
