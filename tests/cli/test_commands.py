@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +360,9 @@ def test_general_help_and_version(cli: Cli) -> None:
         assert all(re.search(rf"^  {command} +\w", cli.out, re.MULTILINE) for command in ("fit", "experts", "evaluate"))
     cli("--version")
     assert cli.out == f"dd-lightning {__version__}\n"
+
+
+def test_a_module_of_the_current_folder_can_be_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(cli.folder))])
+    (cli.folder / "here.py").write_text("def wrong(channels, num_classes, image_size):\n    return 3\n")
+    assert "here" in cli.fit_refused("--model.network", "here.wrong", "--trainer.max_steps", "1")
