@@ -34,7 +34,8 @@ def test_options_and_defaults(name: str) -> None:
 
 def test_every_data_module_is_listed() -> None:
     named = {name for name in package.__all__ if name.endswith("DataModule")}
-    assert named == {*OPTIONS, "DistillationDataModule", "DatasetDataModule"}  # datasets of your own come from Python
+    # datasets of your own and training on a distilled set come from Python
+    assert named == {*OPTIONS, "DistillationDataModule", "DatasetDataModule", "SyntheticDataModule"}
 
 
 def test_help_explains_inherited_options(capsys: pytest.CaptureFixture[str]) -> None:
