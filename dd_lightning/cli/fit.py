@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from dd_lightning.callbacks import EvalCallback, StepProgressBar, SyntheticSetWriter, TrajectorySelectionCallback
 from dd_lightning.cli.errors import blame_paths
 from dd_lightning.cli.parser import OneLineParser
-from dd_lightning.cli.runs import checkpoint_path, run_folder
+from dd_lightning.cli.runs import checkpoint_path, new_version, run_folder
 from dd_lightning.cli.summary import closing_table, show, summary
 from dd_lightning.datamodules import DistillationDataModule
 from dd_lightning.functional.errors import InputError
@@ -166,16 +166,9 @@ class DistillationCLI(LightningCLI):
         own = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(each, ProgressBar) for each in own):
             callbacks = [StepProgressBar(), *callbacks]
-        names = {"save_dir": self.config.runs, "name": self.run_name}
-        events = TensorBoardLogger(**names, default_hp_metric=False)
         idle = {
             name: config[name] for name in _WITHOUT_EFFECT if config[name] != self.parser.get_default(f"trainer.{name}")
         }
-        if config.get("logger") in (None, True):
-            # CSV first: it would complain about the folder that TensorBoard's events make.
-            config["logger"] = [CSVLogger(**names, version=events.version), events]
-            idle |= {"default_root_dir": root} if (root := config["default_root_dir"]) is not None else {}
-        config["default_root_dir"] = config["default_root_dir"] or events.log_dir
         for name, refused in (("barebones", True), ("enable_checkpointing", False)):
             if config[name] is refused:
                 given, other = str(refused).lower(), str(not refused).lower()
@@ -183,9 +176,18 @@ class DistillationCLI(LightningCLI):
         devices, cores = str(config.get("devices")), os.cpu_count() or 1
         if config.get("accelerator") == "cpu" and devices.isdigit() and int(devices) > cores:
             raise InputError(f"trainer.devices is {devices}; it must be at most {cores}, the CPU's threads")
+        version = new_version(Path(self.config.runs, self.run_name))
+        if config.get("logger") in (None, True):
+            names = {"save_dir": self.config.runs, "name": self.run_name, "version": int(version.name.split("_")[1])}
+            # CSV first: it would complain about the folder that TensorBoard's events make.
+            config["logger"] = [CSVLogger(**names), TensorBoardLogger(**names, default_hp_metric=False)]
+            idle |= {"default_root_dir": root} if (root := config["default_root_dir"]) is not None else {}
+        config["default_root_dir"] = config["default_root_dir"] or str(version)
         try:
             trainer = super()._instantiate_trainer(config, [*(c for c in chosen if c is not None), *callbacks])
         except (MisconfigurationException, ValueError, TypeError) as error:
+            with suppress(OSError):
+                version.rmdir()
             raise InputError(f"the Trainer refuses its options: {error}") from error
         if idle:
             said = ", ".join(f"trainer.{name} {value}" for name, value in idle.items())

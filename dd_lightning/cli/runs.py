@@ -5,6 +5,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from dd_lightning.functional.errors import InputError
 from dd_lightning.trainer.checkpoints import read_checkpoint
 
@@ -37,6 +39,22 @@ def writable(folder: Path, what: str, option: str) -> Path:
             f"the {what} {folder.resolve()} cannot be written ({error.strerror}); choose another with {option}"
         ) from error
     return folder
+
+
+def new_version(folder: Path) -> Path:
+    """Make the folder of a run's next version: one that no other run takes that starts at the same moment.
+
+    Only the first process of a run makes one; the others are told its place by Lightning.
+    """
+    number = max((_number(_VERSION, path.name) for path in _versions(folder)), default=-1)
+    while True:
+        number += 1
+        version = folder / f"version_{number}"
+        if getattr(rank_zero_only, "rank", 0):
+            return version
+        with suppress(FileExistsError):
+            version.mkdir()
+            return version
 
 
 def checkpoint_path(given: str | None, *folders: Path) -> str | None:

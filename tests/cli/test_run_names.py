@@ -1,12 +1,14 @@
 """Where a run goes by its name, and where it is looked for again."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dd_lightning.cli.runs import new_version
 from tests import small
 from tests.small import Cli
 
@@ -54,6 +56,19 @@ def test_the_last_checkpoint_is_looked_for_under_both_names(cli: Cli) -> None:
     fit(cli, *SELECTION, *longer)  # its own come first
     resumed = cli.version(2, "small_dynadistill")
     assert resumed_from(resumed) == "small_dynadistill/version_1/checkpoints/step=2.ckpt"
+
+
+def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "version_6").mkdir()
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: new_version(tmp_path), range(40)))
+    assert {path.name for path in made} == {f"version_{number}" for number in range(7, 47)}
+    assert len(list(tmp_path.iterdir())) == 41
+
+
+def test_a_refused_run_leaves_no_folder(cli: Cli) -> None:
+    cli.fit_refused("--trainer.strategy", "teamwork")
+    assert list((cli.folder / "runs" / "small").iterdir()) == []
 
 
 def test_tensorboard_shows_the_command_and_the_configuration(cli: Cli) -> None:
