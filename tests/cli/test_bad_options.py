@@ -134,7 +134,7 @@ NETWORKS = [  # for the small run on live networks
     ("--model.clamp true --model.image_space network --data.color_space zca", "clamp is true, .*image_space"),
     ("--model.inner_loop 0", "inner_loop is 0"),
     ("--model.labels soft", "labels is 'soft'.*NetworkPool"),
-    ("--model.label_lr 0.1", "label_lr is 0.1, .*GradientMatching"),
+    ("--model.label_lr 0.1", "label_lr is 0.1, but labels is 'hard'"),
     ("--model.objective TrajectoryMatching", "TrajectoryMatching .*NetworkPool .*TrajectoryPool"),
     ("--model.objective BidirectionalMatching --model.objective.alpha -1", "alpha is -1"),
     ("--model.objective.batch_real 0", "batch_real is 0"),

@@ -44,6 +44,7 @@ def test_derivatives_are_float32_and_near_the_exact_ones() -> None:
         assert 1e-4 < float(torch.dist(value, reference) / reference.norm()) < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:precision is .tf32.")
 @pytest.mark.parametrize("before", [True, False])
 def test_tensor_float_is_put_back(before: bool) -> None:
     def allowed() -> tuple[bool, bool]:
