@@ -187,6 +187,7 @@ def test_a_compiled_run(
     assert list(found.state_dict()) == list(eager.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:precision is .tf32.")
 def test_off_is_what_there_was(tmp_path: Path, compilers: Compilers) -> None:
     plain, off = (
         run(tmp_path),
