@@ -222,7 +222,9 @@ def test_every_file_is_of_one_kind() -> None:
 
 
 @pytest.mark.parametrize("dynadistill", [False, True], ids=["plain", "dynadistill"])
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in METHODS else pytest.mark.slow) for name in FITS]
+)
 def test_miniature_run(name: str, dynadistill: bool, fit: Fit, folder: Path, hundred_classes: Path) -> None:
     # the published 100 inner iterations would end beyond the run
     outer = ["--model.inner_loop", str(SMOKE_STEPS)] if PLAIN[name]["model"].get("inner_loop") else []
