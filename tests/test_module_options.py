@@ -252,7 +252,13 @@ def test_trajectory_matching_through_decoding_is_plain_backpropagation(
     before: dict[str, Tensor] = {}
     found: dict[str, Tensor] = {}
     distilled = small.module(
-        store, syn_steps=3, factor=2, formation=formation, labels=labels, label_lr=1.0, image_space="pixels"
+        store,
+        syn_steps=3,
+        factor=2,
+        formation=formation,
+        labels=labels,
+        label_lr=float(labels == "soft"),
+        image_space="pixels",
     )
     small.fit(tmp_path, distilled, Look(), steps=1)
     learned = [before[f"synthetic.{name}"] for name in ("images", "student_lr", "targets")]
@@ -475,7 +481,7 @@ def test_candidates_in_effect_are_told_once_with_the_remedy(tmp_path: Path, capl
     assert uniform == "selection: 3.00 of 3 candidates in effect; selection.normalize changes that"
 
 
-def test_live_networks_are_not_for_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_for_ddp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "world_size", 2)  # without launching them
-    with pytest.raises(InputError, match=r"runs 2 processes, but each would train its own NetworkPool, .*devices: 1"):
+    with pytest.raises(InputError, match=r"strategy is SingleDeviceStrategy; it must be ddp for 2 processes"):
         small.fit(tmp_path, small.network_module(), steps=1)
