@@ -12,8 +12,8 @@ from dd_lightning.distillation import CHECKPOINT_FORMAT, Distillation
 from dd_lightning.functional.errors import InputError
 from dd_lightning.functional.selection import sample_index, selection_probabilities
 from dd_lightning.networks import FunctionalNetwork
-from dd_lightning.objectives import MatchingObjective, TrajectoryMatching
-from dd_lightning.pools import CandidatePool, PoolSetup
+from dd_lightning.objectives import GradientMatching, MatchingObjective, TrajectoryMatching, check_method
+from dd_lightning.pools import CandidatePool, NetworkPool, PoolSetup, TrajectoryPool
 from dd_lightning.sets.optimizer import ImageGradient, SyntheticOptimizer
 from dd_lightning.sets.storage import Storage
 from tests import small
@@ -160,3 +160,15 @@ def test_a_checkpoint_of_another_format_is_refused(store: Path, tmp_path: Path) 
     torch.save(saved, tmp_path / "old.ckpt")
     with pytest.raises(InputError, match=f"checkpoint has format 1, but .* reads format {CHECKPOINT_FORMAT}"):
         small.fit(tmp_path, small.module(store), ckpt_path=tmp_path / "old.ckpt")
+
+
+def test_averaged_processes_have_no_pool_that_steps_change() -> None:
+    optimizer = SyntheticOptimizer(processes="average")
+    check_method(GradientMatching(), NetworkPool(refresh="none"), optimizer, "hard", averaged=2)
+    check_method(GradientMatching(), NetworkPool(), optimizer, "hard", averaged=1)
+    for objective, pool in (
+        (GradientMatching(), NetworkPool()),
+        (TrajectoryMatching(), TrajectoryPool(refresh="advance")),
+    ):
+        with pytest.raises(InputError, match=r"processes is 'average', but pool.refresh is '(winner|advance)'"):
+            check_method(objective, pool, optimizer, "hard", averaged=2)
