@@ -1,6 +1,7 @@
 """Configuration files: found by path or by packaged name; names of earlier versions are understood or refused."""
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from dd_lightning.functional.errors import InputError
 _PACKAGE = Path(dd_lightning.__file__).parent
 PACKAGED = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 """The package's configurations: inside it when installed from a wheel, beside it in a checkout."""
+
+_MOST_BYTES, _MOST_VALUES = 1 << 18, 100_000
+"""What a configuration may have; a resolved one has some 4,000 bytes and 150 values."""
 
 _MOVED = {
     "model.objective": ("compile", "precision", "micro_batch", "memory_gb"),
@@ -95,8 +99,20 @@ def _read_config(given: str) -> dict[str, Any]:
     """Return the options of a path, of a packaged name or of YAML text, without old defaults of renamed ones."""
     name = "--config" if ": " in given else given
     try:
-        text = given if name != given else find_config(given).read_text(encoding="utf-8")
-        values = get_loader("yaml")(current_names(text))
+        if name == given:
+            with find_config(given).open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+            if len(data) > _MOST_BYTES:
+                raise InputError(f"--config is {name!r}, which is too long; it must have at most {_MOST_BYTES:,} bytes")
+            given = data.decode()
+        size = _count(yaml.compose(given, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), {})
+        if size > _MOST_VALUES:
+            raise InputError(
+                f"{name} has {size:,} values with its aliases written out; it must have at most {_MOST_VALUES:,}"
+            )
+        values = get_loader("yaml")(current_names(given))
+    except OSError as error:
+        raise InputError(f"--config is {name!r}, but {error.strerror}; give another path") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         why = " ".join(str(error).replace('in "<unicode string>",', "at").split())[:300]
         raise InputError(f"{name} is not YAML: {why}") from error
@@ -104,6 +120,16 @@ def _read_config(given: str) -> dict[str, Any]:
         raise InputError(f"{name} holds no options; it must be a YAML mapping, such as 'model: {{ipc: 1}}'")
     _drop_old_defaults(values)
     return values
+
+
+def _count(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Return the number of values below a node, those of aliases included: infinite if one is within itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_count(each, known) for each in inner)
+    return known[id(node)]
 
 
 def _drop_old_defaults(values: dict[str, Any], prefix: str = "") -> None:

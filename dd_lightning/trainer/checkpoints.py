@@ -114,6 +114,8 @@ def read_checkpoint(
         InputError: If it is no checkpoint of a distillation run, or damaged.
     """
     try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise FileNotFoundError
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         checkpoint = None if damaged else torch.load(path, map_location=map_location, weights_only=weights_only)

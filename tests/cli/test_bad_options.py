@@ -113,6 +113,7 @@ TRAJECTORIES = [  # options for the small run on stored trajectories, and what t
     ("--trainer.max_time never", "Trainer.*'never'"),
     ("--seed_everything -5", "seed_everything is -5"),
     ("--ckpt_path missing.ckpt", r"--ckpt_path is 'missing\.ckpt', .*'last'"),
+    ("--ckpt_path /dev/null", "--ckpt_path is '/dev/null', which is no file"),
     ("--ckpt_path small.yaml", r"--ckpt_path is 'small\.yaml'.*'last'"),
     ("--ckpt_path=", "--ckpt_path is ''"),
     ("--ckpt_path last --name new", "--ckpt_path is 'last', .*new.*--name"),

@@ -65,6 +65,12 @@ def test_a_local_file_wins_over_a_packaged_one(cli: Cli) -> None:
         ("latin.yaml", "latin.yaml is not YAML: 'utf-8' codec can't decode byte 0xe9"),
         ("list.yaml", "list.yaml holds no options"),
         ("empty.yaml", "empty.yaml holds no options"),
+        ("pipe.yaml", "--config is 'pipe.yaml', which is neither a file"),
+        (300 * "x", "--config is 'x{300}', but File name too long"),
+        ("laughs.yaml", "laughs.yaml has [0-9,]{19,} values .* at most 100,000"),
+        ("merges.yaml", "merges.yaml has [0-9,]{19,} values .* at most 100,000"),
+        ("itself.yaml", "itself.yaml has inf values .* at most 100,000"),
+        ("long.yaml", "--config is 'long.yaml', which is too long; .*262,144 bytes"),
     ],
 )
 def test_bad_configurations(cli: Cli, given: str, said: str) -> None:
@@ -72,6 +78,12 @@ def test_bad_configurations(cli: Cli, given: str, said: str) -> None:
     for name, text in {"broken": "model: {ipc: 1\n", "list": "- 1\n", "empty": ""}.items():
         (cli.folder / f"{name}.yaml").write_text(text)
     (cli.folder / "latin.yaml").write_bytes(b"model: caf\xe9")
+    os.mkfifo(cli.folder / "pipe.yaml")
+    (cli.folder / "long.yaml").write_bytes(b"#" * (1 << 18) + b"\nmodel: {ipc: 1}")
+    for name, step in {"laughs": "&a{} [{}]", "merges": "&a{} {{<<: [{}]}}"}.items():
+        lines = [f"a{i}: " + step.format(i, ",".join([f"*a{i - 1}"] * 10)) for i in range(1, 15)]
+        (cli.folder / f"{name}.yaml").write_text("\n".join(["a0: &a0 {x: 1}", *lines]))
+    (cli.folder / "itself.yaml").write_text("model: &m {ipc: 1, again: *m}")
     for command in ("fit", "experts"):
         assert re.search(said, cli.refused(command, "--config", given))
         assert re.search("--config: expected one argument", cli.refused(command, "--config", status=2))
