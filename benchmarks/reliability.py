@@ -3,6 +3,7 @@
     python benchmarks/reliability.py kills --kills 500      # SIGKILL, resume, compare the images bit for bit
     python benchmarks/reliability.py fuzz --inputs 100000   # damaged files: read, or refused by one of our own errors
     python benchmarks/reliability.py soak --kills 30        # one long run, killed and resumed: memory and open files
+    python benchmarks/reliability.py builders               # two processes that fill one expert store
     python benchmarks/reliability.py compare                # the first losses of each method against the stored ones
 
 Each part writes its figures to `results/reliability.json` as it goes, and `results/reliability.md` is made of them.
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process of several threads must not fork
@@ -379,6 +381,45 @@ class _DoublePool(TrajectoryPool):
         yield from (theta.double() for theta in super().networks())
 
 
+def builders(folder: Path, experts: int, epochs: int = 8, rounds: int = 3) -> Values:
+    """Time one process that trains experts, two with a store each, and two with one store, in turns.
+
+    What two processes do together on this machine bounds what they can gain: half of the time of two independent ones.
+    """
+    options = f"--data DigitsDataModule --network ConvNet-1-W8 --num_experts {experts} --epochs {epochs} --device cpu"
+
+    def seconds(*stores: str) -> float:
+        begun, processes = time.monotonic(), list[int]()
+        for store in stores:
+            if (process := os.fork()) == 0:
+                with Path(os.devnull).open("w") as nowhere:
+                    os.dup2(nowhere.fileno(), 1)
+                    os.dup2(nowhere.fileno(), 2)
+                command(["experts", *options.split(), "--path", str(folder / store)])
+                os._exit(0)
+            processes.append(process)
+        if any(os.waitpid(process, 0)[1] for process in processes):
+            raise RuntimeError("a builder failed")
+        return time.monotonic() - begun
+
+    taken = [
+        (seconds(f"{number}-one"), seconds(f"{number}-a", f"{number}-b"), seconds(*[f"{number}-both"] * 2))
+        for number in range(rounds)
+    ]
+    ratios = {
+        "two with a store each / one": median(apart / alone for alone, apart, _ in taken),
+        "two with one store / one": median(both / alone for alone, _, both in taken),
+        "two with one store / half of two with a store each": median(2 * both / apart for _, apart, both in taken),
+    }
+    return {
+        "experts, epochs, rounds": [experts, epochs, rounds],
+        "seconds of one, of two with a store each, of two with one store": [
+            round(median(arm), 1) for arm in zip(*taken, strict=True)
+        ],
+        **{name: round(ratio, 2) for name, ratio in ratios.items()},
+    }
+
+
 def losses(folder: Path, steps: int = 20) -> dict[str, list[float]]:
     """Return each configuration's first losses, distilled in float64 and without a Trainer."""
     found: dict[str, list[float]] = {}
@@ -456,10 +497,11 @@ def _checkpoint(folder: Path) -> bytes:
 def main() -> None:
     """Run one part; its figures are written as it goes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["kills", "ranks", "fuzz", "soak", "golden", "compare"])
+    parser.add_argument("part", choices=["kills", "ranks", "fuzz", "soak", "builders", "golden", "compare"])
     parser.add_argument("--kills", type=int, default=None, help="SIGKILLs: 500, 20 of `ranks`, 30 of `soak`.")
     parser.add_argument("--inputs", type=int, default=100_000, help="Damaged files to read.")
     parser.add_argument("--steps", type=int, default=2000, help="Of the soak.")
+    parser.add_argument("--experts", type=int, default=64, help="That the builders train.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments and the damage.")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -496,6 +538,8 @@ def main() -> None:
             report(rank_kills(options.kills or 20, options.seed, folder, report))
         elif options.part == "soak":
             report(soak(options.kills or 30, options.seed, folder, options.steps))
+        elif options.part == "builders":
+            report(builders(folder, options.experts))
         else:
             report(fuzz(options.inputs, options.seed, folder, _checkpoint(folder), report))
 
